@@ -1,0 +1,1 @@
+"""Built-in broadcasters, one module each, reached through their providers only."""

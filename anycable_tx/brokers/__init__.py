@@ -1,0 +1,1 @@
+"""Built-in brokers, one module each, reached through their providers only."""

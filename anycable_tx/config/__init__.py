@@ -1,0 +1,1 @@
+"""One option schema: command line, environment, YAML, validation and reference."""

@@ -1,0 +1,83 @@
+"""Counters and gauges: one declared name each, labelled by reason where a thing can happen for several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+__all__ = ["COUNTERS", "GAUGES", "Metrics"]
+
+#: Name -> meaning. A name that is not declared here cannot be counted.
+COUNTERS: dict[str, str] = {
+    "failed_auths_total": "authentications that were refused, by reason",
+    "client_msg_total": "decoded messages received from clients",
+    "failed_client_msg_total": "client frames that could not be decoded or whose command failed",
+    "disconnected_slow_clients_total": "connections dropped because their write queue was full",
+    "publications_total": "publications accepted (a batch counts once)",
+    "broadcast_msg_total": "messages handed to the local fan-out",
+    "remote_commands_total": "remote commands executed on this node",
+    "failed_broadcast_msg_total": "publications that could not be understood",
+    "duplicate_publications_total": "publications recognised by their idempotency id and not stored again",
+    "rejected_publications_total": "publications refused, by reason",
+    "server_msg_total": "frames written to clients (pings and close frames excluded)",
+    "data_sent_total": "payload bytes written to clients",
+    "data_rcvd_total": "payload bytes received from clients",
+    "history_confirms_total": "history answers that were whole",
+    "history_rejects_total": "history answers refused, by reason",
+    "subscription_rejects_total": "subscriptions refused, by reason",
+    "sessions_restored_total": "sessions resumed",
+    "sessions_refused_total": "resume attempts that fell back to authentication, by reason",
+    "sessions_taken_over_total": "sockets closed because their session was resumed elsewhere",
+    "barriers_expired_total": "history barriers that opened because the client did not ask in time",
+    "gaps_total": "holes seen between two messages of a stream",
+    "gaps_healed_total": "holes filled from the broker before anything was delivered",
+    "broadcast_gaps_unhealed_total": "holes that could not be filled; subscribers were told",
+    "transient_dropped_total": "transient messages dropped because a held subscription had too many waiting",
+    "presence_refused_total": "presence requests that could not be honoured",
+    "broker_errors_total": "broker operations that failed",
+    "controller_errors_total": "controller calls that failed",
+    "internal_errors_total": "errors nobody expected; each has a traceback in the log",
+    "refused_connections_total": "connections refused before the upgrade, by reason",
+    "closed_connections_total": "WebSocket connections closed, by reason",
+}
+
+#: Gauges are read when asked for: name -> meaning.
+GAUGES: dict[str, str] = {
+    "clients_num": "sessions connected",
+    "clients_uniq_num": "distinct connection identifiers among them",
+    "broadcast_streams_num": "streams with at least one local subscriber",
+}
+
+
+class Metrics:
+    """The numbers of one node. Every reject, drop, gap and heal is counted here (P9)."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._gauges: dict[str, Callable[[], int]] = {}
+
+    def count(self, name: str, amount: int = 1, reason: str = "") -> None:
+        """Add *amount* to the counter *name*. Raises KeyError for a name that is not declared."""
+        key = (name, reason)
+        try:
+            self._counts[key] += amount
+        except KeyError:
+            COUNTERS[name]  # an undeclared name is a mistake in the code, found by its first use
+            self._counts[key] = amount
+
+    def gauge(self, name: str, read: Callable[[], int]) -> None:
+        """Let *read* supply the value of the gauge *name*. Raises KeyError for an undeclared name."""
+        GAUGES[name]
+        self._gauges[name] = read
+
+    def value(self, name: str, reason: str | None = None) -> int:
+        """The counter's total, over all reasons unless one is named; or the gauge's value now."""
+        if name in self._gauges:
+            return self._gauges[name]()
+        return sum(n for (key, why), n in self._counts.items() if key == name and reason in (None, why))
+
+    def __iter__(self) -> Iterator[tuple[str, str, int]]:
+        """All (name, reason, value) that were ever counted, and the gauges."""
+        for (name, reason), value in sorted(self._counts.items()):
+            yield name, reason, value
+        for name, read in sorted(self._gauges.items()):
+            yield name, "", read()

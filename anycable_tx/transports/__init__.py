@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: the WebSocket and HTTP faces of the server."""

@@ -1,0 +1,35 @@
+"""``twistd anycable`` and the built-in providers: names and dotted paths only."""
+
+from twisted.application.service import ServiceMaker
+
+from anycable_tx.config.option import Option
+from anycable_tx.providers import Provider
+
+anycable = ServiceMaker(
+    "anycable",
+    "anycable_tx.service",
+    "A realtime server: Action Cable WebSockets, reliable streams, resumable sessions.",
+    "anycable",
+)
+
+memory_broker = Provider(
+    "broker",
+    "memory",
+    "anycable_tx.brokers.memory:create",
+    options=(
+        Option(
+            "broker_snapshot",
+            key="broker.snapshot",
+            section="Broker",
+            tag="R",
+            help="file the memory broker is written to on a graceful stop and reloaded from on start",
+        ),
+    ),
+)
+no_broker = Provider("broker", "none", "anycable_tx.brokers.none:create")
+local_pubsub = Provider("pubsub", "none", "anycable_tx.pubsub.local:create")
+http_broadcaster = Provider("broadcaster", "http", "anycable_tx.broadcasters.http:create")
+jwt_controller = Provider("controller", "jwt", "anycable_tx.controllers.jwt:create")
+noauth_controller = Provider("controller", "noauth", "anycable_tx.controllers.noauth:create")
+streams_controller = Provider("controller", "streams", "anycable_tx.controllers.streams:create")
+null_controller = Provider("controller", "null", "anycable_tx.controllers.null:create")

@@ -156,7 +156,7 @@ class IBroker(Interface):
         """
 
     def leave(stream: str, sid: str) -> Awaitable[str | None]:
-        """Async. *sid* is not present on *stream* any more. Answers the id if that was its last session, else None."""
+        """Async. *sid* left *stream*. Answers the id if that was its last session, else None."""
 
     def release_presence(sid: str) -> Awaitable[None]:
         """Async. The connection ended: what *sid* joined expires after ``presence_ttl`` seconds."""

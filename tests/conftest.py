@@ -1,1 +1,60 @@
 """Fixtures and hooks shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import conformance
+
+_WORST = ("failed", "skipped", "passed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--conformance=PATH``: write the conformance report there when the run is over."""
+    parser.addoption("--conformance", metavar="PATH", help="write the conformance report to PATH")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the run only when a report is wanted."""
+    if config.getoption("--conformance"):
+        config.pluginmanager.register(_Report(Path(config.getoption("--conformance"))), "conformance")
+
+
+class _Report:
+    """Collects the results of the tests that carry statement numbers and writes the report at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: dict[str, list[conformance.Shown]] = {}
+        self.outcomes: dict[conformance.Shown, str] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Remember what each test is called in the source; a class and a module stand for their tests."""
+        for item in items:
+            function = getattr(item, "function", None)
+            if function is None:
+                continue
+            home = Path(sys.modules[function.__module__].__file__ or "")
+            if not home.is_relative_to(conformance.ROOT):
+                home = item.path  # made by a library, as hypothesis does for its state machines
+            path = home.relative_to(conformance.ROOT).as_posix()
+            parts = function.__qualname__.split(".")
+            names = [".".join(parts[:n]) for n in range(len(parts) + 1)]
+            if isinstance(item, pytest.Function) and item.cls is not None:
+                names.append(item.cls.__name__)
+            self.names[item.nodeid] = [conformance.Shown(path, name) for name in names]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the worst result of each name."""
+        if report.when == "call" or report.outcome != "passed":
+            for shown in self.names.get(report.nodeid, ()):
+                known = self.outcomes.get(shown, "passed")
+                self.outcomes[shown] = min(known, report.outcome, key=_WORST.index)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report."""
+        text = conformance.render(conformance.areas(), conformance.tests_by_statement(), self.outcomes)
+        self.path.write_text(text, "utf-8")

@@ -26,7 +26,7 @@ __all__ = [
     "problems",
     "read_report",
     "render",
-    "tests_by_statement",
+    "shown_by",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +128,7 @@ def markers(root: Path = ROOT) -> Iterator[tuple[str, Shown]]:
                     yield argument.value, Shown(relative, name)
 
 
-def tests_by_statement(root: Path = ROOT) -> dict[str, list[Shown]]:
+def shown_by(root: Path = ROOT) -> dict[str, list[Shown]]:
     """Statement id -> the tests that show it, in the order of their files."""
     found: dict[str, list[Shown]] = {}
     for id, shown in markers(root):

@@ -56,5 +56,5 @@ class _Report:
 
     def pytest_sessionfinish(self) -> None:
         """Write the report."""
-        text = conformance.render(conformance.areas(), conformance.tests_by_statement(), self.outcomes)
+        text = conformance.render(conformance.areas(), conformance.shown_by(), self.outcomes)
         self.path.write_text(text, "utf-8")

@@ -10,7 +10,7 @@ from tests import conformance
 from tests.conformance import Area, Shown, Statement
 
 CHAPTERS = conformance.areas()
-TESTS = conformance.tests_by_statement()
+TESTS = conformance.shown_by()
 
 
 def test_every_marker_names_a_statement() -> None:
@@ -81,7 +81,7 @@ Machine = Rules.TestCase
 Machine.pytestmark = [pytest.mark.statement("CP-6")]
 """
     )
-    assert conformance.tests_by_statement(tmp_path) == {
+    assert conformance.shown_by(tmp_path) == {
         "CP-1": [Shown("tests/test_x.py", "")],
         "CP-2": [Shown("tests/test_x.py", "XTests")],
         "CP-3": [Shown("tests/test_x.py", "XTests")],

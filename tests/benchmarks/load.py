@@ -37,9 +37,7 @@ PARSE_SLICE = 100
 def frame(payload: bytes, opcode: int = 1) -> bytes:
     """A masked client frame of less than 64 KB."""
     size = len(payload)
-    head = (
-        bytes((0x80 | opcode, 0x80 | size)) if size < 126 else bytes((0x80 | opcode, 0xFE)) + size.to_bytes(2, "big")
-    )
+    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     mask = os.urandom(4)
     key = (mask * (size // 4 + 1))[:size]
     masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")

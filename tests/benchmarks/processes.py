@@ -169,7 +169,7 @@ def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
             try:
                 yield server
             except (RunFailed, OSError) as failure:
-                raise RunFailed(f"{failure}; its last words: {_tail(log)}") from failure
+                raise RunFailed(f"{failure}; the server's last words: {_tail(log)}") from failure
         finally:
             child.kill()
             child.wait()

@@ -74,9 +74,15 @@ class LoadClient:
         if answer["deliveries"] != total or answer["misordered"] or answer["lost"]:
             raise RunFailed(
                 f"{answer['deliveries']} of {total} deliveries, {answer['misordered']} out of order, "
-                f"{answer['lost']} connections lost"
+                f"connections lost: {answer['lost'] or 'none'}"
             )
         return answer
+
+    def check(self) -> None:
+        """RunFailed if any connection was lost since it was ready."""
+        lost = self.call("lost")["lost"]
+        if lost:
+            raise RunFailed(f"connections lost: {lost}")
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class Load:
         self.busy = 0
         self.completed = 0
         self.failures: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
         self._reset()
 
     # -- commands
@@ -93,7 +94,7 @@ class Load:
         protocol: str,
         path: str,
         await_welcome: bool = True,
-        timeout: float = 120,
+        timeout: float = 60,
     ) -> dict[str, Any]:
         """Open *count* connections, *concurrency* at a time, each subscribed to one of *streams* in turn."""
         self.protocol, self.path, self.await_welcome = protocol, path, await_welcome
@@ -128,13 +129,17 @@ class Load:
         return {
             "deliveries": self.deliveries,
             "misordered": self.misordered,
-            "lost": self.lost,
+            "lost": dict(self.lost),
             "other": dict(self.other),
             "last": self.last,
             "p50": latencies[round(at * 0.5)] / 1e6 if latencies else 0.0,
             "p99": latencies[round(at * 0.99)] / 1e6 if latencies else 0.0,
             "busy": time.process_time() - self.cpu_before,
         }
+
+    def do_lost(self) -> dict[str, Any]:
+        """Connections that were ready and are gone, by reason."""
+        return {"lost": dict(self.lost)}
 
     def do_track(self) -> dict[str, Any]:
         """Remember each connection's position from now on (costs a JSON parse a delivery)."""
@@ -209,7 +214,7 @@ class Load:
 
     def _reset(self) -> None:
         self.latencies = array("q")
-        self.deliveries = self.misordered = self.lost = 0
+        self.deliveries = self.misordered = 0
         self.last = 0
         self.other: Counter[str] = Counter()
         self.cpu_before = time.process_time()
@@ -295,7 +300,7 @@ class Load:
             self.completed += 1
             self._open_next()
         else:
-            self.lost += 1
+            self.lost[reason] += 1
 
     def _drop(self, connection: Connection) -> None:
         if connection.state == CLOSED:
@@ -307,6 +312,8 @@ class Load:
     # -- frames
 
     def _parse(self, connection: Connection, now: int, data: bytes) -> None:
+        if connection.state == CLOSED:
+            return
         if not data:
             self._failed(connection, "closed by the server")
             return

@@ -76,6 +76,8 @@ def _targets(chosen: Sequence[Scenario], results: Results, product: str) -> list
 
 
 def _table(scenario: Scenario, row: dict[str, Result]) -> list[str]:
+    if not row:
+        return ["Not run: no server that was chosen can do this."]
     lines = [
         "| Server | " + " | ".join(HEADINGS[figure] for figure in scenario.figures) + " |",
         "|---" * (len(scenario.figures) + 1) + "|",

@@ -109,6 +109,7 @@ def idle(server: Server, size: Size) -> Figures:
         cpu, start = server.cpu(), time.monotonic()
         time.sleep(6)
         share = (server.cpu() - cpu) / (time.monotonic() - start)
+        client.check()
     return {"rss_kb": grown / size.idle / 1024, "idle_percent": share * 100}
 
 
@@ -122,6 +123,7 @@ def connect(server: Server, size: Size, *, bare: bool = False) -> Figures:
         seen = client.connect(size.connects, ["s0"], **options)  # type: ignore[arg-type]
         server.wait_until_idle()
         cpu = server.cpu() - before
+        client.check()
     return {
         "cpu_us": cpu / size.connects * 1e6,
         "per_second": size.connects / seen["seconds"],
@@ -150,6 +152,7 @@ def resume(server: Server, size: Size, missed: int = 5, streams: int = 10) -> Fi
         seen = client.call("resume", concurrency=100, until=1 + missed)
         server.wait_until_idle()
         back = server.cpu() - before
+        client.check()
     return {
         "cut_us": cut / size.sessions * 1e6,
         "cpu_us": back / size.sessions * 1e6,

@@ -18,6 +18,8 @@ COUNTERS: dict[str, str] = {
     "failed_broadcast_msg_total": "publications that could not be understood",
     "duplicate_publications_total": "publications recognised by their idempotency id and not stored again",
     "rejected_publications_total": "publications refused, by reason",
+    "held_publications_total": "publications held because the broker was unavailable",
+    "abandoned_publications_total": "publications given up because their publisher left before they were stored",
     "server_msg_total": "frames written to clients (pings and close frames excluded)",
     "data_sent_total": "payload bytes written to clients",
     "data_rcvd_total": "payload bytes received from clients",
@@ -37,6 +39,7 @@ COUNTERS: dict[str, str] = {
     "controller_errors_total": "controller calls that failed",
     "internal_errors_total": "errors nobody expected; each has a traceback in the log",
     "refused_connections_total": "connections refused before the upgrade, by reason",
+    "refused_requests_total": "HTTP requests refused before their resource saw them, by reason",
     "closed_connections_total": "WebSocket connections closed, by reason",
 }
 

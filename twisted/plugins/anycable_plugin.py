@@ -29,7 +29,39 @@ memory_broker = Provider(
 no_broker = Provider("broker", "none", "anycable_tx.brokers.none:create")
 local_pubsub = Provider("pubsub", "none", "anycable_tx.pubsub.local:create")
 http_broadcaster = Provider("broadcaster", "http", "anycable_tx.broadcasters.http:create")
-jwt_controller = Provider("controller", "jwt", "anycable_tx.controllers.jwt:create")
+jwt_controller = Provider(
+    "controller",
+    "jwt",
+    "anycable_tx.controllers.jwt:create",
+    options=(
+        Option(
+            "jwt_rotated_secrets",
+            kind="list",
+            default=(),
+            key="jwt.rotated_secrets",
+            section="Authentication and streams",
+            secret=True,
+            tag="S",
+            help="further secrets that tokens are accepted with, beside jwt_secret, while that is replaced",
+        ),
+    ),
+)
 noauth_controller = Provider("controller", "noauth", "anycable_tx.controllers.noauth:create")
-streams_controller = Provider("controller", "streams", "anycable_tx.controllers.streams:create")
+streams_controller = Provider(
+    "controller",
+    "streams",
+    "anycable_tx.controllers.streams:create",
+    options=(
+        Option(
+            "streams_rotated_secrets",
+            kind="list",
+            default=(),
+            key="streams.rotated_secrets",
+            section="Authentication and streams",
+            secret=True,
+            tag="S",
+            help="further secrets that signed names are accepted with, beside streams_secret, while that is replaced",
+        ),
+    ),
+)
 null_controller = Provider("controller", "null", "anycable_tx.controllers.null:create")

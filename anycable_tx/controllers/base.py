@@ -1,0 +1,46 @@
+"""A controller that declines everything, to be overridden where another one decides."""
+
+from __future__ import annotations
+
+from zope.interface import implementer
+
+from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView
+from anycable_tx.interfaces import IController
+
+__all__ = ["BaseController"]
+
+
+@implementer(IController)
+class BaseController:
+    """Answers None to every request, so that the next controller is asked, and needs no start or stop."""
+
+    announcement = ""
+
+    async def start(self) -> None:
+        """Nothing to do."""
+
+    async def stop(self) -> None:
+        """Nothing to do."""
+
+    async def authenticate(self, sid: str, env: RequestEnv) -> ConnectReply | None:
+        """Declines."""
+        return None
+
+    async def check_restore(self, identifiers: str, env: RequestEnv) -> ConnectReply | None:
+        """No opinion."""
+        return None
+
+    async def subscribe(self, session: SessionView, identifier: str) -> Reply | None:
+        """Declines."""
+        return None
+
+    async def unsubscribe(self, session: SessionView, identifier: str) -> Reply | None:
+        """Declines."""
+        return None
+
+    async def perform(self, session: SessionView, identifier: str, data: str) -> Reply | None:
+        """Declines."""
+        return None
+
+    async def disconnect(self, session: SessionView, subscriptions: dict[str, dict[str, str]]) -> None:
+        """Nothing to do."""

@@ -13,12 +13,14 @@ class Option:
     """One setting: its command-line name, YAML place, type, default and meaning.
 
     ``name`` uses underscores and is the key in the settings; dashes are accepted everywhere. ``kind`` is one
-    of ``str``, ``int``, ``float``, ``bool``, ``list`` (of strings) and ``map`` (string to string). ``key`` is
-    the dotted YAML key ('' means the name itself). The environment variable is ``ANYCABLE_`` and the upper-case
+    of ``str``, ``int``, ``float`` (whole values stay ints), ``bool``, ``list`` (of strings), ``map`` (string to
+    string) and ``rules`` (the history rules, in the file only). ``key`` is the dotted YAML key ('' means the
+    name itself). The environment variable is ``ANYCABLE_`` and the upper-case
     name; ``env`` adds further ones, which lose against it. ``choices`` and ``minimum``/``maximum`` limit the
     values. ``secret`` values are masked wherever they are shown. ``tag`` is the tag of the option reference;
     ``G`` options are accepted and ignored with a notice. ``successor`` names the option that replaces a
-    deprecated one. ``cli``: False for settings of the file only.
+    deprecated one. ``cli``: False for settings of the file only. ``file``: False for those the file cannot
+    hold. ``file_word``: the word that stands for true at this key of the file.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Option:
     successor: str = ""
     cli: bool = True
     aliases: tuple[str, ...] = field(default=())
+    file: bool = True
+    file_word: str = ""
 
     @property
     def yaml_key(self) -> str:

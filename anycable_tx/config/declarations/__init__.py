@@ -1,0 +1,1 @@
+"""The built-in options, one module a theme; each has its tuples of Option and nothing else."""

@@ -1,0 +1,197 @@
+"""Derivation: what follows from the given values, in one fixed order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anycable_tx import providers
+from anycable_tx.cable.ids import new_node_id
+from anycable_tx.config.draft import Draft
+from anycable_tx.config.files import read_secret
+from anycable_tx.config.given import Given
+from anycable_tx.config.presets import CLOUD, apply_presets, exists
+from anycable_tx.config.secrets import BROADCAST, derive_key
+from anycable_tx.config.values import parse
+from anycable_tx.errors import ConfigurationError
+
+__all__ = ["derive"]
+
+#: Old names that beat their successor, and switches that an old name turns on.
+_STRONGER = frozenset({"http_broadcast_secret"})
+_SWITCHES = {"turbo_rails_key": "turbo_streams", "cable_ready_key": "cable_ready"}
+
+#: The port of HTTP broadcasts that no key protects.
+OPEN_BROADCAST_PORT = 8090
+
+
+def derive(draft: Draft) -> None:
+    """Take every step, in order. Raises ConfigurationError for what cannot work together."""
+    for step in (
+        _old_names,
+        _ignored_names,
+        _secret_files,
+        apply_presets,
+        _logs,
+        _paths,
+        _secrets,
+        _broadcast_port,
+        _public_mode,
+        _certificate,
+        _providers,
+        _node,
+    ):
+        step(draft)
+
+
+def _old_names(draft: Draft) -> None:
+    """Deprecated options become their successors (CO-11)."""
+    for option in draft.schema:
+        if option.tag != "D" or option.name not in draft.given:
+            continue
+        old = draft.given.pop(option.name)
+        if old.value == "":
+            continue
+        if not option.successor:
+            draft.notices.append(f"{old.origin}: {option.name} is deprecated and has no effect any more")
+            continue
+        draft.notices.append(f"{old.origin}: {option.name} is deprecated, use {option.successor}")
+        if option.name in _STRONGER or not draft.on(option.successor):
+            draft.given[option.successor] = old
+        switch = _SWITCHES.get(option.name)
+        if switch and switch not in draft.given:
+            draft.given[switch] = Given(True, old.source, old.origin)
+
+
+def _ignored_names(draft: Draft) -> None:
+    """Options without a meaning here are accepted with one notice (CO-12)."""
+    for option in draft.schema:
+        if option.tag == "G" and option.name in draft.given:
+            draft.notices.append(f"{draft.given.pop(option.name).origin}: {option.name} has no effect here")
+
+
+def _secret_files(draft: Draft) -> None:
+    """A secret and the file with it: the stronger source counts; the content of the file is put in place."""
+    for option in draft.schema:
+        variant = f"{option.name}_file"
+        if not option.secret or variant not in draft.schema:
+            continue
+        direct, file = draft.given.get(option.name), draft.given.get(variant)
+        if file is None:
+            continue
+        if not file.value or (direct and direct.rank > file.rank):
+            del draft.given[variant]
+            continue
+        if direct and direct.value and direct.rank == file.rank:
+            raise ConfigurationError(f"{direct.origin} and {file.origin} are both given; give one of them")
+        draft.given.pop(option.name, None)
+        content = read_secret(file.value, draft.cwd, file.origin)
+        if option.kind == "list":
+            content = ",".join(content.splitlines())
+        draft.put(option.name, parse(option, content, file.origin))
+
+
+def _logs(draft: Draft) -> None:
+    if draft["debug"]:
+        draft.put("log_level", "debug")
+
+
+def _paths(draft: Draft) -> None:
+    for name in ("health_path", "ready_path", "http_broadcast_path"):
+        if draft[name].strip():
+            draft.put(name, _slashed(draft, name, draft[name].strip()))
+        else:
+            draft.put(name, "")
+    draft.put("path", tuple(_slashed(draft, "path", path) for path in draft["path"]))
+    for name in ("path", "http_broadcast_path"):
+        if not draft[name]:
+            raise draft.error(name, "a path is expected, such as /cable")
+
+
+def _slashed(draft: Draft, name: str, path: str) -> str:
+    if path.startswith("/"):
+        return path
+    draft.notices.append(f"{draft.where(name)}: the path {path!r} does not begin with a slash; /{path} is used")
+    return f"/{path}"
+
+
+def _secrets(draft: Draft) -> None:
+    """``none`` means absent, and nothing is inherited then; everything else may follow from ``secret`` (RA-8)."""
+    absent = set()
+    for option in draft.schema:
+        if option.secret and draft[option.name] in ("none", ("none",)):
+            draft.put(option.name, () if option.kind == "list" else "")
+            absent.add(option.name)
+    secret = draft["secret"]
+    for name, inherited in (
+        ("jwt_secret", secret),
+        ("streams_secret", secret),
+        ("broadcast_key", derive_key(secret, BROADCAST)),
+    ):
+        if name not in absent and not draft[name]:
+            draft.put(name, inherited)
+    for name in ("turbo_streams_secret", "cable_ready_secret"):
+        if name not in absent and not draft[name]:
+            draft.put(name, draft["streams_secret"])
+
+
+def _broadcast_port(draft: Draft) -> None:
+    """Settled after the presets, so that a platform with one port gets the endpoint on it (CO-13, CO-23)."""
+    if draft["http_broadcast_port"] == 0:
+        main = draft["broadcast_key"] or any(preset in CLOUD for preset in draft.presets)
+        draft.put("http_broadcast_port", draft["port"] if main else OPEN_BROADCAST_PORT)
+
+
+def _public_mode(draft: Draft) -> None:
+    if not draft["public"]:
+        return
+    draft.put("noauth", True)
+    draft.put("public_streams", True)
+    draft.put("broadcast_key", "")
+    place = f"port {draft['http_broadcast_port']}, {draft['http_broadcast_path']}"
+    tokens = "; a token that is presented is still checked" if draft["jwt_secret"] else ""
+    draft.notices.append(
+        "Server is running in the public mode: clients need no credentials, may subscribe to any stream by its "
+        f"name, and everybody may broadcast over HTTP ({place}){tokens}"
+    )
+
+
+def _certificate(draft: Draft) -> None:
+    certificate, key = draft["ssl_cert"], draft["ssl_key"]
+    if bool(certificate) != bool(key):
+        given, lacking = ("ssl_cert", "ssl_key") if certificate else ("ssl_key", "ssl_cert")
+        raise draft.error(given, f"{given} needs {lacking} too; give both for TLS or none")
+    for name in ("ssl_cert", "ssl_key"):
+        if draft[name]:
+            try:
+                with Path(draft.cwd, draft[name]).open("rb"):
+                    pass
+            except OSError as e:
+                raise draft.error(name, f"cannot read {draft[name]!r}: {e.strerror or e}") from e
+
+
+def _providers(draft: Draft) -> None:
+    """Settle who does what, and check that they are installed (BR-80)."""
+    draft.put("broker", draft["broker"] or "none")
+    if not draft["pubsub"]:
+        redis = draft.on("redis_url") or "redisx" in draft["broadcast_adapter"] or draft["broker"] == "redis"
+        draft.put("pubsub", "redis" if redis and exists("pubsub", "redis") else "none")
+    if not draft["controllers"]:
+        tokens = ("jwt",) if draft["jwt_secret"] else ()
+        anybody = ("noauth",) if draft["noauth"] else ()
+        draft.put("controllers", (*tokens, *anybody, "streams", "null"))
+        if not tokens and not anybody:
+            draft.notices.append(
+                "nobody can connect: there is no secret to check tokens with; give secret or jwt_secret, or "
+                "noauth to let everybody in"
+            )
+    providers.find("broker", draft["broker"])
+    providers.find("pubsub", draft["pubsub"])
+    for name in draft["broadcast_adapter"]:
+        providers.find("broadcaster", name)
+    for name in draft["controllers"]:
+        providers.find("controller", name)
+
+
+def _node(draft: Draft) -> None:
+    if not draft["node_id"]:
+        draft.put("node_id", new_node_id())

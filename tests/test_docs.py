@@ -1,0 +1,180 @@
+"""The documentation says what is true: commands, links, names, examples."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from twisted.scripts._twistd_unix import ServerOptions
+
+from anycable_tx.config import files
+from anycable_tx.config.schema import Schema, schema_with
+from anycable_tx.providers import providers
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "docs" / "examples"
+ACME = EXAMPLES / "acme_broker"
+#: Made by programs, or about programs with options of their own.
+GENERATED = {"docs/conformance.md", "docs/reference/options.md", "docs/benchmarks.md", "docs/benchmarking.md"}
+#: Names of other people's code.
+FOREIGN = {"history_not_found"}
+
+PAGES = sorted(
+    p
+    for p in [*ROOT.glob("*.md"), *ROOT.joinpath("docs").rglob("*.md")]
+    if not {"_build", "node_modules"} & set(p.relative_to(ROOT).parts)
+)
+WRITTEN = [p for p in PAGES if p.relative_to(ROOT).as_posix() not in GENERATED]
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str, language: str) -> Iterator[str]:
+    """The fenced code blocks of that language."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def prose(text: str) -> str:
+    """The page without its fenced code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(text))
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    """All options: built in, of the built-in providers, and of the example provider."""
+    namespace: dict[str, object] = {}
+    exec((ACME / "twisted" / "plugins" / "acme_broker_plugin.py").read_text("utf-8"), namespace)
+    return schema_with([*providers(), namespace["acme_broker"]])  # type: ignore[list-item]
+
+
+def test_the_command_that_runs_the_tests_is_the_one_that_ci_runs() -> None:
+    command = (ROOT / ".ci" / "run").read_text("utf-8").strip().splitlines()[-1]
+    assert "pytest" in command
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert command in (ROOT / page).read_text("utf-8").splitlines()
+
+
+def test_ci_is_executable_and_names_no_host() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "://" not in script.read_text("utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#{1,6} (.+)$", prose(page.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=ids)
+def test_options_on_command_lines_exist(page: Path, schema: Schema) -> None:
+    text = page.read_text("utf-8")
+    typed = [span for span in code_spans(text) if span.startswith("--")]
+    for block in blocks(text, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            typed += re.findall(r"(?<=\s)--\S+", line.partition("twistd")[2].partition(" anycable")[2])
+    names = {match[1] for word in typed for match in re.finditer(r"(?:^|\s)--([A-Za-z][\w-]*)", word)}
+    twistd = {name.rstrip("=") for name in ServerOptions().longOpt}
+    unknown = {name for name in names if schema.flag(name) is None and name not in twistd}
+    assert unknown <= {"conformance"}  # an option of pytest
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=ids)
+def test_configuration_in_examples_is_accepted(page: Path, schema: Schema, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page.read_text("utf-8"), "yaml")):
+        file = tmp_path / f"{number}.yml"
+        file.write_text(block)
+        given, unknown = files.read_file(str(file), str(tmp_path), schema)
+        assert given
+        assert unknown == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=ids)
+def test_names_in_the_text_are_names_in_the_code(page: Path, source: str) -> None:
+    words = {span for span in code_spans(page.read_text("utf-8")) if re.fullmatch(r"[a-z]+(?:_[a-z]+)+", span)}
+    assert {word for word in words if not re.search(rf"\b{word}\b", source)} == set()
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    """The package's own text."""
+    files = [*ROOT.joinpath("anycable_tx").rglob("*.py"), *ROOT.joinpath("twisted").rglob("*.py")]
+    return "\n".join(p.read_text("utf-8") for p in files)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=ids)
+def test_python_examples_run(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8"), "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+def test_the_quick_start_client_is_short() -> None:
+    text = (EXAMPLES / "quickstart" / "client.mjs").read_text("utf-8")
+    code = [line for line in text.splitlines() if line.strip() and not line.startswith("//")]
+    assert len(code) <= 30
+
+
+def test_the_text_of_the_project_names_no_place_of_somebodys_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    place = re.compile(rb"(?<![\w.\-])/(?:work|root|home|Users)/\w")
+    found = []
+    for name in listed.stdout.split("\0"):
+        path = ROOT / name
+        if name and path.is_file() and place.search(path.read_bytes()):
+            found.append(name)
+    assert found == []
+
+
+def test_the_example_provider_installs_and_is_found(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(tmp_path), str(ACME)], check=True, timeout=60)
+    script = (
+        "from anycable_tx.providers import find\n"
+        "provider = find('broker', 'acme')\n"
+        "print(provider.factory, *[option.name for option in provider.options])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["acme_broker:create", "acme_label"]
+
+
+def test_the_statements_are_in_the_order_of_their_numbers() -> None:
+    chapters = yaml.safe_load((ROOT / "docs" / "statements.yml").read_text("utf-8"))
+    numbers = [s["id"].split("-") for chapter in chapters for s in chapter["statements"]]
+    for prefix in {prefix for prefix, _ in numbers}:
+        own = [int(number) for p, number in numbers if p == prefix]
+        assert own == sorted(own)

@@ -15,6 +15,8 @@ class BaseController:
     """Answers None to every request, so that the next controller is asked, and needs no start or stop."""
 
     announcement = ""
+    #: True for a controller that looks at the request again after authentication; sessions then keep it.
+    keeps_env = False
 
     async def start(self) -> None:
         """Nothing to do."""

@@ -38,6 +38,8 @@ class Chain:
 
     def __init__(self, controllers: Iterable[Any], metrics: Metrics) -> None:
         self.controllers = tuple(controllers)
+        #: Does any of them look at the request again after authentication? Sessions then keep it.
+        self.keeps_env = any(getattr(c, "keeps_env", False) for c in self.controllers)
         self._metrics = metrics
 
     @property

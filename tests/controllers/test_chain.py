@@ -204,6 +204,14 @@ def test_the_announcements_are_those_of_the_controllers() -> None:
     assert chain.announcement == "connection authentication is disabled\nno RPC configured"
 
 
+def test_requests_are_kept_for_a_controller_that_looks_at_them_again() -> None:
+    class Keeper(BaseController):
+        keeps_env = True
+
+    assert not Chain([BaseController(), object()], Metrics()).keeps_env
+    assert Chain([BaseController(), Keeper()], Metrics()).keeps_env
+
+
 class TestStandalone:
     """The built-in controllers together, without a backend."""
 

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
@@ -237,7 +238,7 @@ class _Channel(HTTPChannel):
         self.site.sites._channels.add(self)
         super().connectionMade()  # starts the timer with the header's limit
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.sites._channels.discard(self)
         super().connectionLost(reason)
 

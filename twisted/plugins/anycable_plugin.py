@@ -28,7 +28,24 @@ memory_broker = Provider(
 )
 no_broker = Provider("broker", "none", "anycable_tx.brokers.none:create")
 local_pubsub = Provider("pubsub", "none", "anycable_tx.pubsub.local:create")
-http_broadcaster = Provider("broadcaster", "http", "anycable_tx.broadcasters.http:create")
+http_broadcaster = Provider(
+    "broadcaster",
+    "http",
+    "anycable_tx.broadcasters.http:create",
+    options=(
+        Option(
+            "broadcast_hold",
+            kind="float",
+            default=12,
+            key="http_broadcast.hold",
+            section="Broadcasting",
+            minimum=0,
+            unit="s",
+            tag="R",
+            help="how long a publication waits for a broker that is unavailable before it is refused with 501",
+        ),
+    ),
+)
 jwt_controller = Provider(
     "controller",
     "jwt",

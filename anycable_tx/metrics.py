@@ -36,6 +36,8 @@ COUNTERS: dict[str, str] = {
     "transient_dropped_total": "transient messages dropped because a held subscription had too many waiting",
     "presence_refused_total": "presence requests that could not be honoured",
     "broker_errors_total": "broker operations that failed",
+    "broker_evictions_total": "records the broker forgot before their time because there were too many, by reason",
+    "unannounced_messages_total": "messages that were stored but could not be handed to the bus",
     "controller_errors_total": "controller calls that failed",
     "internal_errors_total": "errors nobody expected; each has a traceback in the log",
     "refused_connections_total": "connections refused before the upgrade, by reason",

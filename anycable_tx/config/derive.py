@@ -165,8 +165,8 @@ def _certificate(draft: Draft) -> None:
             try:
                 with Path(draft.cwd, draft[name]).open("rb"):
                     pass
-            except OSError as e:
-                raise draft.error(name, f"cannot read {draft[name]!r}: {e.strerror or e}") from e
+            except (OSError, ValueError) as e:
+                raise draft.error(name, f"cannot read {draft[name]!r}: {getattr(e, 'strerror', None) or e}") from e
 
 
 def _providers(draft: Draft) -> None:

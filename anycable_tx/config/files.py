@@ -21,9 +21,15 @@ LOOKUP = ("conf/anycable.yml", "/etc/anycable/anycable.yml")
 
 
 def find_file(cwd: str) -> str:
-    """The first file of LOOKUP that exists, relative names against *cwd*; '' if there is none."""
+    """The first file of LOOKUP that exists, relative names against *cwd*; '' if there is none.
+
+    One that cannot be looked at counts as there, so that reading it says why.
+    """
     for name in LOOKUP:
-        if Path(cwd, name).is_file():
+        try:
+            if Path(cwd, name).is_file():
+                return name
+        except OSError:
             return name
     return ""
 

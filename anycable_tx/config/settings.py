@@ -62,7 +62,8 @@ class Settings(Mapping[str, Any]):
 
     def given(self, name: str) -> Given | None:
         """What a source or preset gave for the option, before anything was derived from it."""
-        self._values[name]
+        if name not in self._values:
+            raise KeyError(name)
         return self._given.get(name)
 
     def was_set(self, name: str) -> bool:

@@ -1,0 +1,51 @@
+"""The configurations that are shipped in conf/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import anycable_tx
+from anycable_tx.config.load import load_settings
+from anycable_tx.config.settings import Settings
+
+ROOT = Path(anycable_tx.__file__).parent.parent
+
+
+def _load(name: str, **env: str) -> Settings:
+    return load_settings([f"--config_path=conf/{name}"], env, str(ROOT))
+
+
+def test_every_shipped_configuration_is_loaded_here() -> None:
+    assert {path.name for path in (ROOT / "conf").glob("*.yml")} == {"anycable.yml", "standalone.yml", "public.yml"}
+
+
+@pytest.mark.parametrize("name", ["anycable.yml", "standalone.yml", "public.yml"])
+def test_shipped_configurations_are_strict(name: str) -> None:
+    assert _load(name)["strict"]
+
+
+def test_the_example_keeps_history_and_sessions() -> None:
+    settings = _load("anycable.yml", ANYCABLE_SECRET="s")
+    assert settings.notices == ()
+    assert (settings["broker"], settings["broadcast_adapter"]) == ("memory", ("http",))
+    assert [rule["class"] for rule in settings["broker_rules"]] == ["chat", "typing"]
+
+
+def test_the_example_is_found_without_naming_it() -> None:
+    assert load_settings([], {}, str(ROOT)).config_file == "conf/anycable.yml"
+
+
+def test_the_standalone_server_checks_tokens_and_signed_names() -> None:
+    settings = _load("standalone.yml", ANYCABLE_SECRET="s")
+    assert settings.notices == ()
+    assert (settings["norpc"], settings["enforce_jwt"], settings["public_streams"]) == (True, True, False)
+    assert settings["controllers"] == ("jwt", "streams", "null")
+    assert settings["http_broadcast_port"] == settings["port"]
+
+
+def test_the_playground_is_open() -> None:
+    settings = _load("public.yml")
+    assert (settings["noauth"], settings["public_streams"], settings["broadcast_key"]) == (True, True, "")
+    assert len(settings.notices) == 1

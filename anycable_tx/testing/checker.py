@@ -32,6 +32,7 @@ from __future__ import annotations
 import heapq
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -396,7 +397,7 @@ class EventLog:
 
     def record(self, event: str, **values: Any) -> None:
         """Append one event."""
-        entry = {"event": event, **values}
+        entry = {"event": event, "t": time.time(), **values}
         self.events.append(entry)
         if self._file is not None:
             self._file.write(json.dumps(entry) + "\n")

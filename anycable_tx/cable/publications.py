@@ -109,7 +109,7 @@ def _publication(members: dict[str, Any], payload: bytes, key: str, where: str) 
     stream = members.get("stream")
     if type(stream) is not str or not stream:
         _refuse("stream", where, stream, "a string that is not empty")
-    if len(members) > 2:  # more than stream and data
+    if len(members) > 2 or "data" not in members:  # there may be more than these two
         offset, epoch = members.get("offset"), members.get("epoch")
         if offset is not None and (type(offset) is not int or offset < 0):
             _refuse("offset", where, offset, "an integer of 0 or more")

@@ -1,0 +1,142 @@
+"""One (session, identifier, stream): what this connection has been sent of the stream (P1, P2, P4).
+
+An attachment is *live* (a member of a group: its cursor is the stream's own position) or *held* behind a
+barrier (its cursor is its own, and live messages wait). A held attachment keeps no stored payloads: when the
+barrier opens, what it missed is read from the broker. Only messages without an offset, which are in no store,
+wait in memory, and only a few.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anycable_tx.cable.codec import HistoryAsk
+from anycable_tx.cable.messages import HistoryRequest, Position, StreamMessage
+from anycable_tx.errors import HistoryRefused
+
+if TYPE_CHECKING:
+    from anycable_tx.cable.fanout import Group
+    from anycable_tx.cable.hub import LocalStream
+    from anycable_tx.cable.session import Subscription
+
+__all__ = ["MAX_WAITING", "Attachment", "Barrier"]
+
+#: How many transient messages a held attachment keeps; the oldest are dropped and counted beyond that.
+MAX_WAITING = 100
+
+
+class Barrier:
+    """What a held attachment knows.
+
+    ``cursor``: everything up to here was sent, or is not owed. ``restored``: it comes from a resumed session and
+    the client's first history request is still owed an answer; ``opened_from`` is where it went live meanwhile,
+    because the client did not ask in time. ``behind``: the cursor is a proof that nothing later was ever sent, so
+    it beats a higher position that the client learned through another identifier (D-15). ``touched``: something
+    was sent since the barrier went up.
+    """
+
+    __slots__ = ("behind", "cursor", "opened_from", "restored", "touched", "waiting")
+
+    def __init__(self, cursor: Position, *, restored: bool = False, behind: bool = False) -> None:
+        self.cursor = cursor
+        self.restored = restored
+        self.behind = behind
+        self.touched = False
+        self.opened_from: Position | None = None
+        self.waiting: list[StreamMessage] = []
+
+
+class Attachment:
+    """The delivery state of one stream under one identifier of one connection.
+
+    ``base`` is the offset the subscription started after: a client that names no position has everything
+    before it. ``index`` is the member's place in its group, kept by the group.
+    """
+
+    __slots__ = ("barrier", "base", "group", "index", "stream", "subscription")
+
+    def __init__(
+        self, subscription: Subscription, stream: LocalStream, base: Position, barrier: Barrier | None = None
+    ) -> None:
+        self.subscription = subscription
+        self.stream = stream
+        self.base = base.offset if base.epoch == stream.position.epoch else -1
+        self.barrier: Barrier | None = barrier or Barrier(base)
+        self.group: Group | None = None
+        self.index = -1
+
+    @property
+    def held(self) -> bool:
+        """True while live messages wait."""
+        return self.group is None
+
+    @property
+    def cursor(self) -> Position:
+        """The newest position this connection was sent, or is not owed."""
+        if self.group is None and self.barrier is not None:
+            return self.barrier.cursor
+        return self.stream.position.position
+
+    @property
+    def untouched(self) -> bool:
+        """True while nothing at all was sent after the cursor a resumed session came with."""
+        return self.group is None and self.barrier is not None and self.barrier.restored and not self.barrier.touched
+
+    def hold(self) -> None:
+        """Stop live delivery after what was sent already; the cursor is where it stopped."""
+        if self.group is None:
+            return
+        cursor = self.stream.position.position
+        group = self.group
+        group.settle(self)
+        self.stream.remove(self)
+        if self.barrier is None:
+            self.barrier = Barrier(cursor)
+        else:
+            self.barrier.cursor = cursor
+        self.stream.hold(self)
+
+    def request(self, ask: HistoryAsk) -> HistoryRequest | None:
+        """What to read from the broker for a client's request, or None when it does not concern this stream.
+
+        Raises HistoryRefused when no answer could keep the order of this connection. For the rule see the
+        module ``session``; the position of a resumed client is served from wherever it says it is, because
+        nothing of it was sent on this connection.
+        """
+        position = None if ask.streams is None else ask.streams.get(self.stream.name)
+        barrier = self.barrier
+        if barrier is None or not barrier.restored:
+            if position is not None:
+                return HistoryRequest(position)
+            return HistoryRequest(since=ask.since) if ask.since > 0 else None
+        if position is None:
+            position = self._start(barrier)
+        elif barrier.behind and position.epoch == barrier.cursor.epoch and position > barrier.cursor:
+            position = barrier.cursor
+        opened = barrier.opened_from
+        if opened is None:
+            return HistoryRequest(position)
+        # The barrier opened by itself: everything after that place was sent, in order, on this connection.
+        if position.epoch == opened.epoch and position.offset >= opened.offset:
+            return HistoryRequest(barrier.cursor)
+        raise HistoryRefused("behind")
+
+    def _start(self, barrier: Barrier) -> Position:
+        """Where a resumed client stands that names no position: it was never sent one, so at the start."""
+        place = barrier.opened_from or barrier.cursor
+        if self.base < 0 or place.epoch != self.stream.position.epoch:
+            return place
+        return Position(place.epoch, min(self.base, place.offset))
+
+    def answered(self, top: Position | None) -> None:
+        """A history answer went out that reached *top* (None: it was refused and the client told)."""
+        barrier = self.barrier
+        assert barrier is not None
+        if top is None:
+            here = self.stream.position.position
+            if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
+                barrier.cursor = here
+        else:
+            barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
+        barrier.restored = barrier.behind = False
+        barrier.opened_from = None

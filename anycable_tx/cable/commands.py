@@ -1,0 +1,236 @@
+"""What each client command does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from anycable_tx.cable import codec
+from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.codec import Command
+from anycable_tx.cable.live import answer_history, go_live
+from anycable_tx.cable.messages import Publication
+from anycable_tx.cable.replies import Reply, Status
+from anycable_tx.cable.session import Session, Subscription
+from anycable_tx.errors import BadCommand, PresenceRefused
+
+__all__ = ["COMMANDS", "receive"]
+
+
+def receive(session: Session, text: bytes) -> None:
+    """Take one frame from the client. Raises BadCommand if it cannot be understood (CP-41).
+
+    Pings are answered at once, pongs need nothing more than to arrive (D-31); other commands run one after
+    another in the order of arrival (CP-44).
+    """
+    command = codec.decode_command(text)
+    session.services.metrics.count("client_msg_total")
+    if command is None or command.name == "pong":
+        return
+    if command.name == "ping":
+        session.send(codec.PONG)
+        return
+    if command.name not in COMMANDS:
+        raise BadCommand(f"unknown command {command.name!r}; there are: {', '.join(COMMANDS)}, ping, pong")
+    session.enqueue(lambda: _execute(session, command))
+
+
+async def _execute(session: Session, command: Command) -> None:
+    if not session.is_open():
+        return
+    session.spend()
+    await COMMANDS[command.name](session, command)
+
+
+async def _subscribe(session: Session, command: Command) -> None:
+    identifier = command.identifier
+    if identifier in session.subscriptions:
+        return  # confirmed already; a second confirmation would make clients unsubscribe (CP-32)
+    services = session.services
+    reply = await services.controllers.subscribe(session.view(), identifier)
+    if not session.is_open():
+        return
+    if reply is None or reply.status is Status.ERROR:
+        # Silence: official clients ask again by themselves (RA-13).
+        services.metrics.count("failed_client_msg_total")
+        return
+    if reply.disconnect_interest >= 0:
+        session.disconnectable = True
+    if reply.status is Status.FAILURE:
+        # A refused subscription joins no stream and leaves no state (RA-3).
+        services.metrics.count("subscription_rejects_total", reason=reply.reason or "rejected")
+        session.merge(reply.cstate)
+        session.transmit(reply.transmissions)
+        _disconnect_if_asked(session, reply)
+        return
+    subscription = session.subscriptions[identifier] = Subscription(session, identifier)
+    held = await _apply(subscription, reply)
+    if not session.is_open():
+        return
+    await services.save(session)
+    if command.history is not None and (command.history.since > 0 or command.history.streams is not None):
+        await answer_history(subscription, command.history)
+    await go_live(subscription, held)
+    if command.presence is not None:
+        await _join(session, command)
+
+
+async def _apply(subscription: Subscription, reply: Reply) -> tuple[Attachment, ...]:
+    """Carry out a controller's reply; answers the new attachments, held."""
+    session = subscription.session
+    if reply.stop_streams:
+        session.detach(subscription)
+    elif reply.stopped_streams:
+        session.detach(subscription, set(reply.stopped_streams))
+    attached = []
+    for name in dict.fromkeys(reply.streams):
+        stream = await session.services.open_stream(name)
+        if not session.is_open():
+            session.services.close_stream(stream)
+            return ()
+        if all(a.stream is not stream for a in subscription.attachments):
+            attachment = Attachment(subscription, stream, stream.position.position)
+            stream.hold(attachment)
+            subscription.attachments = (*subscription.attachments, attachment)
+            attached.append(attachment)
+    subscription.merge(reply.istate)
+    if reply.cstate:
+        session.merge(reply.cstate)
+    session.transmit(reply.transmissions)
+    if reply.presence is not None and subscription.presence:
+        if reply.presence.type == "join":
+            await _announce_join(subscription, reply.presence.id, reply.presence.info)
+        elif reply.presence.type == "leave":
+            await _leave_presence(subscription)
+    _disconnect_if_asked(session, reply)
+    return tuple(attached)
+
+
+def _disconnect_if_asked(session: Session, reply: Reply) -> None:
+    if reply.disconnect:
+        session.disconnect(1000, "Command Failed")  # 1006 must not be sent (RA-11)
+
+
+async def _unsubscribe(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is None:
+        return
+    view = session.view(subscription)
+    # Gone here whatever the controller says, so that a new subscription can be confirmed (D-13).
+    session.detach(subscription)
+    del session.subscriptions[command.identifier]
+    reply = await session.services.controllers.unsubscribe(view, command.identifier)
+    await _leave_presence(subscription)
+    if not session.is_open():
+        return
+    if reply is not None:
+        session.merge(reply.cstate)
+        session.transmit(reply.transmissions)
+        _disconnect_if_asked(session, reply)
+    await session.services.save(session)
+
+
+async def _message(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is None or type(command.data) is not str:
+        return
+    reply = await session.services.controllers.perform(session.view(subscription), command.identifier, command.data)
+    if reply is None or not session.is_open():
+        return
+    if reply.status is Status.ERROR:
+        session.services.metrics.count("failed_client_msg_total")
+        return
+    held = await _apply(subscription, reply)
+    await go_live(subscription, held)
+    if reply.streams or reply.stopped_streams or reply.stop_streams or reply.cstate or reply.istate:
+        await session.services.save(session)
+
+
+async def _history(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    ask = command.history
+    if subscription is None or ask is None or (ask.since == 0 and ask.streams is None):
+        return
+    await answer_history(subscription, ask)
+    await go_live(subscription, subscription.attachments)
+
+
+async def _whisper(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is None or not subscription.whisper:
+        return
+    payload = b'"null"' if command.data is None else orjson.dumps(command.data)
+    await session.services.publish(
+        Publication(subscription.whisper, payload, exclude_socket=session.sid, transient=True)
+    )
+
+
+async def _join(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is None or command.presence is None or not subscription.presence:
+        return
+    id, info = command.presence
+    await _announce_join(subscription, id, info)
+
+
+async def _announce_join(subscription: Subscription, id: str, info: object) -> None:
+    session, stream = subscription.session, subscription.presence
+    try:
+        changed = await session.services.broker.join(stream, session.sid, id, info)
+    except PresenceRefused:
+        session.services.metrics.count("presence_refused_total")
+        return
+    subscription.joined = True
+    if changed:
+        await _announce(session, stream, codec.member_event("join", id, info))
+
+
+async def _announce(session: Session, stream: str, event: bytes) -> None:
+    await session.services.publish(Publication(stream, event, broadcast_type="presence", transient=True))
+
+
+async def _leave(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is not None:
+        await _leave_presence(subscription)
+
+
+async def _leave_presence(subscription: Subscription) -> None:
+    """Leave, if joined; the event is sent only when it was the id's last session."""
+    if not subscription.joined:
+        return
+    subscription.joined = False
+    session, stream = subscription.session, subscription.presence
+    id = await session.services.broker.leave(stream, session.sid)
+    if id is not None:
+        await _announce(session, stream, codec.member_event("leave", id))
+
+
+async def _presence(session: Session, command: Command) -> None:
+    subscription = session.subscriptions.get(command.identifier)
+    if subscription is None or not subscription.presence:
+        return
+    asked = command.data if type(command.data) is dict else {}
+    try:
+        members = await session.services.broker.members(subscription.presence)
+    except PresenceRefused:
+        session.services.metrics.count("presence_refused_total")
+        session.send(codec.presence_error(subscription.json))
+        return
+    if session.is_open():
+        records = asked.get("return_records") is not False
+        session.send(codec.presence_info(subscription.json, members, records=records))
+
+
+#: Command name -> what it does.
+COMMANDS: dict[str, Callable[[Session, Command], Awaitable[None]]] = {
+    "subscribe": _subscribe,
+    "unsubscribe": _unsubscribe,
+    "message": _message,
+    "history": _history,
+    "whisper": _whisper,
+    "join": _join,
+    "leave": _leave,
+    "presence": _presence,
+}

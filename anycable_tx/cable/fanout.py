@@ -1,0 +1,73 @@
+"""What the domain needs from a transport: an outlet for each connection, and groups that share frames."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from anycable_tx.cable.attachments import Attachment
+
+__all__ = ["Fanout", "Group", "Outlet"]
+
+
+class Outlet(Protocol):
+    """The transport's side of one connection. Everything handed to it leaves in the order it was handed over."""
+
+    #: Frames of one wire format are shared; 'plain' or 'deflate'.
+    wire: str
+
+    def send(self, payload: bytes) -> None:
+        """Write one text message (JSON)."""
+
+    def send_all(self, payloads: list[bytes]) -> None:
+        """Write several text messages at once."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Write what is queued, then a close frame, then close."""
+
+    def drained(self) -> Awaitable[None] | None:
+        """None when more may be written; otherwise done when it may (or the connection is gone)."""
+
+    def pause(self) -> None:
+        """Stop reading from the client."""
+
+    def resume(self) -> None:
+        """Read from the client again."""
+
+
+class Group(Protocol):
+    """The live attachments of one (stream, identifier, wire format): each frame is encoded once for all.
+
+    Frames leave in batches after ``send`` has returned. A member gets exactly the frames sent between its
+    ``join`` and its ``leave``, and among its connection's other frames at the place where they were sent,
+    provided ``settle`` is called before anything else is written to that connection.
+    """
+
+    def join(self, attachment: Attachment) -> None:
+        """Frames sent from now on are for this member too."""
+
+    def leave(self, attachment: Attachment) -> None:
+        """No further frame reaches this member, not even one that was sent but has not left yet."""
+
+    def settle(self, attachment: Attachment) -> None:
+        """Write to this member at once what was sent but has not left yet. It stays a member."""
+
+    def send(self, payload: bytes) -> None:
+        """One text message (JSON) for every member."""
+
+    def members(self) -> list[Attachment]:
+        """The members."""
+
+    def __len__(self) -> int:
+        """How many members there are."""
+
+
+class Fanout(Protocol):
+    """Makes groups, and knows whether any frame is waiting to leave."""
+
+    #: True while frames that were sent to groups have not left.
+    pending: bool
+
+    def group(self, wire: str) -> Group:
+        """A new, empty group for connections of that wire format."""

@@ -1,0 +1,129 @@
+"""The streams that have subscribers on this node, and the hand-over of each message to them.
+
+A stream's message is encoded once per identifier and handed to that identifier's group. The hub is only given
+messages that link to the stream's position (see ``positions``), so a group's members all have the same cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import orjson
+
+from anycable_tx.cable.attachments import MAX_WAITING, Attachment
+from anycable_tx.cable.codec import broadcast_frame, broadcast_tail
+from anycable_tx.cable.fanout import Fanout, Group
+from anycable_tx.cable.messages import StreamMessage
+from anycable_tx.cable.positions import StreamPosition
+from anycable_tx.metrics import Metrics
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from anycable_tx.cable.session import Session
+
+__all__ = ["Hub", "LocalStream"]
+
+
+class LocalStream:
+    """One stream on this node: its position, its groups of live attachments, and the held ones."""
+
+    __slots__ = ("fanout", "groups", "held", "name", "opening", "position")
+
+    def __init__(self, name: str, fanout: Fanout) -> None:
+        self.name = name
+        self.fanout = fanout
+        self.position = StreamPosition()
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.held: dict[Attachment, None] = {}
+        #: Set while the bus subscription is being made: those who wait for it.
+        self.opening: list[Deferred[None]] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """True when nobody is subscribed."""
+        return not self.groups and not self.held
+
+    def attachments(self) -> list[Attachment]:
+        """Every attachment, held and live."""
+        live = [a for group in self.groups.values() for a in group.members()]
+        return [*self.held, *live]
+
+    def hold(self, attachment: Attachment) -> None:
+        """Register a held attachment, so that transient messages wait for it."""
+        self.held[attachment] = None
+
+    def release(self, attachment: Attachment) -> None:
+        """Make a held attachment live. Its cursor is the stream's position and nothing waits for it."""
+        del self.held[attachment]
+        subscription = attachment.subscription
+        key = (subscription.identifier, subscription.session.outlet.wire)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = self.fanout.group(key[1])
+        attachment.group = group
+        group.join(attachment)
+
+    def remove(self, attachment: Attachment) -> None:
+        """Forget an attachment, held or live; nothing more reaches it."""
+        group = attachment.group
+        if group is None:
+            self.held.pop(attachment, None)
+            return
+        attachment.group = None
+        group.leave(attachment)
+        if not len(group):
+            subscription = attachment.subscription
+            self.groups.pop((subscription.identifier, subscription.session.outlet.wire), None)
+
+
+class Hub:
+    """All streams with local subscribers."""
+
+    def __init__(self, fanout: Fanout, metrics: Metrics, find: Callable[[str], Session | None]) -> None:
+        self.fanout = fanout
+        self.metrics = metrics
+        #: The session that has, or before a resume had, a given sid.
+        self.find = find
+        self.streams: dict[str, LocalStream] = {}
+
+    def hand_over(self, stream: LocalStream, message: StreamMessage) -> None:
+        """Give *message*, which links to the stream's position, to every live attachment (P1, P2).
+
+        Held attachments read stored messages from the broker later; what is in no store waits for them here.
+        """
+        self.metrics.count("broadcast_msg_total")
+        excluded = self._step_aside(stream, message.exclude_socket) if message.exclude_socket else ()
+        tail = broadcast_tail(message)
+        for (identifier, _), group in stream.groups.items():
+            group.send(broadcast_frame(orjson.dumps(identifier), message, tail))
+        for group, attachment in excluded:
+            group.join(attachment)
+        if not message.offset and stream.held:
+            self._wait(stream, message)
+
+    def _step_aside(self, stream: LocalStream, sid: str) -> list[tuple[Group, Attachment]]:
+        """Take the attachments of *sid* out of their groups for one message."""
+        session = self.find(sid)
+        if session is None:
+            return []
+        found = []
+        for subscription in session.subscriptions.values():
+            for attachment in subscription.attachments:
+                group = attachment.group
+                if attachment.stream is stream and group is not None:
+                    group.settle(attachment)
+                    group.leave(attachment)
+                    found.append((group, attachment))
+        return found
+
+    def _wait(self, stream: LocalStream, message: StreamMessage) -> None:
+        for attachment in stream.held:
+            if attachment.barrier is None or attachment.subscription.session.is_excluded(message):
+                continue
+            waiting = attachment.barrier.waiting
+            waiting.append(message)
+            if len(waiting) > MAX_WAITING:
+                del waiting[0]
+                self.metrics.count("transient_dropped_total")

@@ -1,0 +1,144 @@
+"""Open a barrier: send what a held attachment missed, in order, and then let it live (P1 to P4)."""
+
+from __future__ import annotations
+
+from anycable_tx.cable import codec
+from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.codec import HistoryAsk
+from anycable_tx.cable.messages import HistoryRequest, StreamMessage
+from anycable_tx.cable.session import Session, Subscription
+from anycable_tx.errors import HistoryRefused
+
+__all__ = ["answer_history", "go_live", "open_barriers", "replay"]
+
+#: Replayed frames are handed to the transport in parts of about this many bytes, and the next part waits until
+#: the client has taken the one before: a long history never fills a slow client's queue (P7).
+REPLAY_PART = 1 << 16
+
+
+async def replay(subscription: Subscription, messages: list[StreamMessage]) -> None:
+    """Send stored *messages* to the subscription's client, at the pace it reads."""
+    session = subscription.session
+    identifier = subscription.json
+    part: list[bytes] = []
+    size = 0
+    for message in messages:
+        if session.is_excluded(message):
+            continue
+        part.append(codec.broadcast_frame(identifier, message, codec.broadcast_tail(message)))
+        size += len(part[-1])
+        if size >= REPLAY_PART:
+            session.transmit(part)
+            part, size = [], 0
+            waiter = session.outlet.drained()
+            if waiter is not None:
+                await waiter
+            if not session.is_open():
+                return
+    if part:
+        session.transmit(part)
+
+
+async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...]) -> None:
+    """Make held *attachments* live after everything stored behind their cursors was sent.
+
+    The client is told once, by ``reject_history``, if something can not be had any more.
+    """
+    session = subscription.session
+    broker = session.services.broker
+    told = False
+    for attachment in attachments:
+        stream, barrier = attachment.stream, attachment.barrier
+        if barrier is None or not attachment.held:
+            continue
+        while barrier.cursor != stream.position.position:
+            try:
+                history = await broker.history(stream.name, HistoryRequest(barrier.cursor))
+                if history.top <= barrier.cursor < stream.position.position:
+                    raise HistoryRefused("unavailable")  # the broker is behind what was delivered already
+                if history.top.offset > stream.position.last:
+                    # The bus has not brought these yet. Everybody gets them now, so that this one cannot be ahead.
+                    session.services.advance(stream, history)
+                    if history.top.offset > stream.position.last:
+                        await session.services.catch_up(stream)
+                if not session.is_open() or attachment not in subscription.attachments:
+                    return
+                barrier.touched = True
+                await replay(subscription, history.messages)
+                barrier.cursor = history.top
+            except HistoryRefused as e:
+                session.services.metrics.count("history_rejects_total", reason=e.reason)
+                barrier.cursor = stream.position.position
+                told = True
+            if not session.is_open() or attachment not in subscription.attachments:
+                return
+            if barrier.cursor > stream.position.position:
+                await session.services.catch_up(stream)
+                if barrier.cursor > stream.position.position:
+                    barrier.cursor, told = stream.position.position, True
+        _release(subscription, attachment)
+    if told:
+        session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
+
+
+def _release(subscription: Subscription, attachment: Attachment) -> None:
+    barrier = attachment.barrier
+    assert barrier is not None
+    if barrier.waiting:
+        identifier = subscription.json
+        subscription.session.transmit(
+            [codec.broadcast_frame(identifier, m, codec.broadcast_tail(m)) for m in barrier.waiting]
+        )
+        barrier.waiting = []
+    if barrier.opened_from is None:
+        attachment.barrier = None
+    attachment.stream.release(attachment)
+
+
+async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
+    """Answer a client's history request for all streams of the subscription: whole, or refused (P4).
+
+    Live delivery waits from here on until the answer is out; the attachments are left held, at the place the
+    answer reached, for ``go_live``.
+    """
+    session = subscription.session
+    services = session.services
+    attachments = subscription.attachments
+    for attachment in attachments:
+        attachment.hold()
+    try:
+        found = []
+        for attachment in attachments:
+            request = attachment.request(ask)
+            if request is not None:
+                found.append((attachment, await services.broker.history(attachment.stream.name, request)))
+    except HistoryRefused as e:
+        services.metrics.count("history_rejects_total", reason=e.reason)
+        if session.is_open():
+            for attachment in attachments:
+                attachment.answered(None)
+            session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
+        return
+    for attachment, history in found:
+        if not session.is_open() or attachment not in subscription.attachments:
+            return
+        assert attachment.barrier is not None
+        attachment.barrier.touched = True
+        await replay(subscription, history.messages)
+    if not session.is_open():
+        return
+    for attachment, history in found:
+        attachment.answered(history.top)
+    services.metrics.count("history_confirms_total")
+    session.send(codec.history_frame(codec.CONFIRM_HISTORY, subscription.json))
+
+
+async def open_barriers(session: Session) -> None:
+    """A resumed client did not ask for its history in time: its subscriptions go live from where they stood."""
+    for subscription in list(session.subscriptions.values()):
+        owed = [a for a in subscription.attachments if a.held and a.barrier is not None and a.barrier.restored]
+        for attachment in owed:
+            assert attachment.barrier is not None
+            attachment.barrier.opened_from = attachment.barrier.cursor
+            session.services.metrics.count("barriers_expired_total")
+        await go_live(subscription, tuple(owed))

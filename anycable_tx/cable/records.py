@@ -1,0 +1,86 @@
+"""The session record that a broker keeps: what a client gets back when it resumes (P5).
+
+The keys ``ids``, ``subs``, ``cstate``, ``istate`` and ``Disconnectable`` are those of the AnyCable server; ``at``
+(where each stream stood) and ``prev`` (the sids the session had before) are ours and ignored by others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from anycable_tx.cable.messages import Position
+
+__all__ = ["MAX_PREVIOUS", "SessionRecord", "StreamRecord"]
+
+#: How many earlier sids a record remembers.
+MAX_PREVIOUS = 8
+
+
+class StreamRecord(NamedTuple):
+    """One stream of a subscription: where it started (``base``), how far it was sent, and if it was held then."""
+
+    base: int
+    cursor: Position
+    held: bool
+
+
+@dataclass
+class SessionRecord:
+    """A session at rest."""
+
+    identifiers: str
+    subscriptions: dict[str, dict[str, StreamRecord]] = field(default_factory=dict)
+    cstate: dict[str, str] = field(default_factory=dict)
+    istate: dict[str, dict[str, str]] = field(default_factory=dict)
+    disconnectable: bool = False
+    previous: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        """The record as JSON; what is empty is left out."""
+        value: dict[str, Any] = {"ids": self.identifiers}
+        if self.subscriptions:
+            value["subs"] = {i: list(streams) for i, streams in self.subscriptions.items()}
+            value["at"] = [
+                [[r.cursor.epoch, r.base, r.cursor.offset, r.held] for r in streams.values()]
+                for streams in self.subscriptions.values()
+            ]
+        if self.cstate:
+            value["cstate"] = self.cstate
+        if self.istate:
+            value["istate"] = self.istate
+        if self.disconnectable:
+            value["Disconnectable"] = True
+        if self.previous:
+            value["prev"] = list(self.previous)
+        return orjson.dumps(value)
+
+    @classmethod
+    def decode(cls, text: bytes) -> SessionRecord | None:
+        """The record in *text*, or None if it is not one (then the client authenticates anew)."""
+        try:
+            value = orjson.loads(text)
+            at = value.get("at")
+            subscriptions = {}
+            for n, (identifier, streams) in enumerate(value.get("subs", {}).items()):
+                places = at[n] if at else [["", -1, 0, False]] * len(streams)
+                subscriptions[str(identifier)] = {
+                    str(stream): StreamRecord(int(base), Position(str(epoch), int(offset)), bool(held))
+                    for stream, (epoch, base, offset, held) in zip(streams, places, strict=True)
+                }
+            return cls(
+                str(value["ids"]),
+                subscriptions,
+                _strings(value.get("cstate")),
+                {str(i): _strings(state) for i, state in (value.get("istate") or {}).items()},
+                bool(value.get("Disconnectable")),
+                tuple(str(sid) for sid in value.get("prev", ()))[-MAX_PREVIOUS:],
+            )
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return None
+
+
+def _strings(value: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in (value or {}).items()}

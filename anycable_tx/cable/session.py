@@ -1,0 +1,302 @@
+"""One client's session: its commands, one after another, and what each sends.
+
+The session owns no socket and no clock. What it needs from the server comes as ``Services``; what it says goes
+to its outlet. The order on the wire is always: confirmation, replayed messages, the history answer, live
+messages (P1, P2); see ``attachments`` for what each stream of each subscription knows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import IntEnum
+from sys import intern
+from typing import Any, Protocol
+
+import orjson
+
+from anycable_tx.cable import codec
+from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.fanout import Fanout, Outlet
+from anycable_tx.cable.hub import LocalStream
+from anycable_tx.cable.messages import History, Publication, Receipt, StreamMessage
+from anycable_tx.cable.records import MAX_PREVIOUS, SessionRecord, StreamRecord
+from anycable_tx.cable.replies import PRESENCE_STREAM, WHISPER_STREAM, RequestEnv, SessionView
+from anycable_tx.interfaces import IBroker, IController
+from anycable_tx.metrics import Metrics
+
+__all__ = ["Services", "Session", "State", "Subscription"]
+
+
+class Services(Protocol):
+    """What a session needs from the node."""
+
+    broker: IBroker
+    controllers: IController
+    metrics: Metrics
+    fanout: Fanout
+    #: How many commands may wait for the one under way before the client is not read any more.
+    max_pending: int
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* to its end, now as far as it goes; report what it raises."""
+
+    def open_stream(self, name: str) -> Awaitable[LocalStream]:
+        """The local stream, subscribed on the bus and at the broker's tail."""
+
+    def close_stream(self, stream: LocalStream) -> None:
+        """An attachment left it."""
+
+    def advance(self, stream: LocalStream, history: History) -> None:
+        """A read from the broker showed messages the bus has not brought yet: hand them to everybody."""
+
+    def catch_up(self, stream: LocalStream) -> Awaitable[None]:
+        """Read what the bus has not brought yet and hand it to everybody."""
+
+    def publish(self, publication: Publication) -> Awaitable[Receipt]:
+        """Store and fan out."""
+
+    def save(self, session: Session) -> Awaitable[None]:
+        """Keep the session's record, if it is resumable."""
+
+    def acted(self, session: Session, previous: str) -> None:
+        """A resumed client sent its first command: the sid it came with is spent."""
+
+
+class State(IntEnum):
+    """The life of a session."""
+
+    OPENING = 0
+    OPEN = 1
+    CLOSED = 2
+
+
+class Subscription:
+    """One confirmed identifier of a session. ``whisper`` and ``presence`` are the streams it may use so."""
+
+    __slots__ = ("attachments", "identifier", "istate", "joined", "presence", "session", "whisper")
+
+    def __init__(self, session: Session, identifier: str) -> None:
+        self.session = session
+        self.identifier = intern(identifier)
+        self.attachments: tuple[Attachment, ...] = ()
+        self.istate: dict[str, str] | None = None
+        self.whisper = ""
+        self.presence = ""
+        self.joined = False
+
+    @property
+    def json(self) -> bytes:
+        """The identifier as JSON text."""
+        return orjson.dumps(self.identifier)
+
+    def merge(self, changes: dict[str, str]) -> None:
+        """Merge channel state; an empty value deletes the key."""
+        for key, value in changes.items():
+            if key == WHISPER_STREAM:
+                self.whisper = intern(value)
+            elif key == PRESENCE_STREAM:
+                self.presence = intern(value)
+            elif value:
+                self.istate = {**(self.istate or {}), key: value}
+            elif self.istate:
+                self.istate.pop(key, None)
+
+    def state(self) -> dict[str, str]:
+        """The channel state as backends see it."""
+        state = dict(self.istate or ())
+        if self.whisper:
+            state[WHISPER_STREAM] = self.whisper
+        if self.presence:
+            state[PRESENCE_STREAM] = self.presence
+        return state
+
+
+class Session:
+    """A connected client.
+
+    ``extended``: it speaks the extended protocol. ``resumable``: its record is kept when it goes, so that it
+    can come back. ``previous``: the sids it had before, newest last.
+    """
+
+    __slots__ = (
+        "_busy",
+        "_queue",
+        "_unspent",
+        "cstate",
+        "disconnectable",
+        "displaced",
+        "env",
+        "extended",
+        "identifiers",
+        "outlet",
+        "previous",
+        "resumable",
+        "services",
+        "sid",
+        "state",
+        "subscriptions",
+    )
+
+    def __init__(self, sid: str, outlet: Outlet, services: Services, *, extended: bool, resumable: bool) -> None:
+        self.sid = sid
+        self.outlet = outlet
+        self.services = services
+        self.extended = extended
+        self.resumable = resumable
+        self.state = State.OPENING
+        self.identifiers = ""
+        self.env: RequestEnv | None = None
+        self.cstate: dict[str, str] | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        self.previous: tuple[str, ...] = ()
+        self.disconnectable = False
+        #: Resumed elsewhere: whatever this session had belongs to its heir.
+        self.displaced = False
+        self._busy = True  # until admitted, commands wait
+        self._queue: deque[Callable[[], Coroutine[Any, Any, None]]] | None = None
+        self._unspent = ""
+
+    # -- what it says
+
+    def send(self, payload: bytes) -> None:
+        """Write one message behind everything this connection was already given (CP-136)."""
+        if self.services.fanout.pending:
+            self.settle()
+        self.outlet.send(payload)
+
+    def transmit(self, payloads: list[bytes]) -> None:
+        """Write several messages in their order."""
+        if self.services.fanout.pending:
+            self.settle()
+        self.outlet.send_all(payloads)
+
+    def settle(self) -> None:
+        """Write what was handed to this session's groups and has not left yet."""
+        for subscription in self.subscriptions.values():
+            for attachment in subscription.attachments:
+                if attachment.group is not None:
+                    attachment.group.settle(attachment)
+
+    def disconnect(self, code: int, text: str, reason: str = "", *, reconnect: bool = False) -> None:
+        """Close the connection, after a ``disconnect`` frame if a *reason* is given."""
+        if self.state is State.CLOSED:
+            return
+        self.settle()
+        if reason:
+            self.outlet.send(codec.disconnect_frame(reason, reconnect))
+        self.outlet.close(code, text)
+
+    # -- what it is told
+
+    def begin(self, admission: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run *admission*; commands that arrive before it ends wait for it (CP-28)."""
+        self.services.spawn(self._work(admission))
+
+    def enqueue(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run *job* after the commands that came before it."""
+        if not self._busy:
+            self._busy = True
+            self.services.spawn(self._work(job))
+            return
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(job)
+        if len(self._queue) == self.services.max_pending:
+            self.outlet.pause()
+
+    async def _work(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run *job* and then what queued up meanwhile."""
+        try:
+            await job()
+        finally:
+            queue = self._queue
+            if queue and self.state is not State.CLOSED:
+                if len(queue) == self.services.max_pending:
+                    self.outlet.resume()
+                self.services.spawn(self._work(queue.popleft()))
+            else:
+                self._queue = None
+                self._busy = False
+
+    def is_open(self) -> bool:
+        """Authenticated, and the connection is there."""
+        return self.state is State.OPEN
+
+    def is_closed(self) -> bool:
+        """The connection is gone."""
+        return self.state is State.CLOSED
+
+    def admitted(self) -> None:
+        """Authentication is over: the session is open and its commands run."""
+        self.state = State.OPEN
+
+    def spend(self) -> None:
+        """The client acted: it has its new sid, so the one it came with is of no more use."""
+        if self._unspent:
+            self.services.acted(self, self._unspent)
+            self._unspent = ""
+
+    def resumes(self, record: SessionRecord, previous: str) -> None:
+        """Take over what *record* says of the session that was *previous*."""
+        self.identifiers = record.identifiers
+        self.cstate = record.cstate or None
+        self.disconnectable = record.disconnectable
+        self.previous = (*record.previous, previous)[-MAX_PREVIOUS:]
+        self._unspent = previous
+
+    def lost(self) -> None:
+        """The connection is gone; nothing more is written to it."""
+        self.state = State.CLOSED
+        for subscription in self.subscriptions.values():
+            self.detach(subscription)
+        self._queue = None
+
+    # -- subscriptions and state
+
+    def view(self, subscription: Subscription | None = None) -> SessionView:
+        """What controllers see."""
+        return SessionView(
+            self.sid,
+            self.identifiers,
+            self.env,
+            dict(self.cstate or ()),
+            subscription.state() if subscription else {},
+        )
+
+    def merge(self, changes: dict[str, str]) -> None:
+        """Merge connection state; an empty value deletes the key."""
+        state = {**(self.cstate or {}), **changes}
+        self.cstate = {key: value for key, value in state.items() if value} or None
+
+    def is_excluded(self, message: StreamMessage) -> bool:
+        """True if the publisher asked that this session (under any of its sids) must not get *message*."""
+        sid = message.exclude_socket
+        return bool(sid) and (sid == self.sid or sid in self.previous)
+
+    def detach(self, subscription: Subscription, streams: set[str] | None = None) -> None:
+        """Leave *streams* of the subscription (all of them without a set); nothing more of them is sent."""
+        kept = []
+        for attachment in subscription.attachments:
+            if streams is None or attachment.stream.name in streams:
+                attachment.stream.remove(attachment)
+                self.services.close_stream(attachment.stream)
+            else:
+                kept.append(attachment)
+        subscription.attachments = tuple(kept)
+
+    def record(self) -> SessionRecord:
+        """The session as the broker is to keep it."""
+        return SessionRecord(
+            self.identifiers,
+            {
+                identifier: {
+                    a.stream.name: StreamRecord(a.base, a.cursor, a.untouched) for a in subscription.attachments
+                }
+                for identifier, subscription in self.subscriptions.items()
+            },
+            dict(self.cstate or ()),
+            {i: state for i, s in self.subscriptions.items() if (state := s.state())},
+            self.disconnectable,
+            self.previous,
+        )

@@ -1,0 +1,33 @@
+"""WebSocket frames as the server writes them: unmasked, unfragmented."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+__all__ = ["control_frame", "deflated_frame", "text_frame"]
+
+
+def _header(first: int, length: int) -> bytes:
+    if length < 126:
+        return bytes((first, length))
+    if length < 1 << 16:
+        return struct.pack("!BBH", first, 126, length)
+    return struct.pack("!BBQ", first, 127, length)
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One text message."""
+    return _header(0x81, len(payload)) + payload
+
+
+def deflated_frame(payload: bytes) -> bytes:
+    """One text message, compressed without reference to any other, so that it fits every connection (RFC 7692)."""
+    deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -15)
+    data = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    return _header(0xC1, len(data) - 4) + data[:-4]
+
+
+def control_frame(opcode: int, payload: bytes = b"") -> bytes:
+    """A close (8), ping (9) or pong (10) frame; *payload* is at most 125 bytes."""
+    return bytes((0x80 | opcode, len(payload))) + payload

@@ -6,7 +6,8 @@ Mix ``BrokerConformance`` into a pytest class and supply ``make`` and ``advance`
         def make(self, **settings): ...
         def advance(self, seconds): ...
 
-Offsets are only expected to grow; they need not be contiguous.
+Offsets are only expected to grow; they need not be contiguous. The marker ``statement(*ids)`` names the numbered
+statements that a test shows; declare it in the ``markers`` of your own pytest settings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable
 from typing import Any, NamedTuple, TypeVar
+
+import pytest
 
 from anycable_tx.cable.messages import (
     History,
@@ -76,7 +79,8 @@ class BrokerConformance:
 
     def publish(self, bench: Bench, stream: str = "chat", text: str = "{}", **fields: Any) -> Receipt:
         """Publish one message."""
-        return self.run(bench.broker.publish(Publication(stream, text.encode(), **fields)))
+        receipt: Receipt = self.run(bench.broker.publish(Publication(stream, text.encode(), **fields)))
+        return receipt
 
     def fill(self, bench: Bench, count: int, stream: str = "chat") -> list[Position]:
         """Publish *count* messages 0, 1, ...; answers the position before the first and those of each."""
@@ -103,15 +107,14 @@ class BrokerConformance:
 
     def refusal(self, bench: Bench, position: Position | None, since: int = 0, stream: str = "chat") -> str:
         """Why the history is refused."""
-        try:
-            texts = self.history(bench, position, since, stream)
-        except HistoryRefused as e:
-            return e.reason
-        raise AssertionError(f"not refused: {texts}")
+        with pytest.raises(HistoryRefused) as refused:
+            self.history(bench, position, since, stream)
+        return refused.value.reason
 
     def join(self, bench: Bench, sid: str, id: str, info: Any = None, stream: str = "room") -> bool:
         """Join a presence stream."""
-        return self.run(bench.broker.join(stream, sid, id, info))
+        changed: bool = self.run(bench.broker.join(stream, sid, id, info))
+        return changed
 
     def ids(self, bench: Bench, stream: str = "room") -> list[str]:
         """The ids present on *stream*."""
@@ -145,6 +148,7 @@ class BrokerConformance:
         self.publish(bench, text='"stored"')
         assert self.history(bench, position) == ['"stored"']
 
+    @pytest.mark.statement("BR-50")
     def test_the_history_keeps_what_the_publisher_asked_for(self) -> None:
         bench = self.make()
         position = self.tail(bench)
@@ -153,23 +157,27 @@ class BrokerConformance:
         assert (message.exclude_socket, message.broadcast_type, message.id) == ("sid-1", "typing", "p-1")
         assert (bench.messages[0].exclude_socket, bench.messages[0].broadcast_type) == ("sid-1", "typing")
 
+    @pytest.mark.statement("CP-60", "CP-61", "CP-67", "BR-43")
     def test_every_position_within_the_limit_gets_what_follows_it(self) -> None:
         bench = self.make()
         for number, position in enumerate(self.fill(bench, 5)):
             assert self.history(bench, position) == [str(n) for n in range(number, 5)]
 
+    @pytest.mark.statement("CP-64", "CP-65", "CP-81", "BR-45", "BR-46")
     def test_who_missed_exactly_the_limit_is_served_and_one_more_is_refused(self) -> None:
         bench = self.make()
         positions = self.fill(bench, 9)
         assert self.history(bench, positions[4]) == ["4", "5", "6", "7", "8"]
         assert self.refusal(bench, positions[3]) == "trimmed"
 
+    @pytest.mark.statement("CP-62", "BR-43")
     def test_an_unknown_epoch_is_refused(self) -> None:
         bench = self.make()
         position = self.fill(bench, 2)[-1]
         assert self.refusal(bench, Position("another", position.offset)) == "unknown_epoch"
         assert self.refusal(bench, Position("another", 0)) == "unknown_epoch"
 
+    @pytest.mark.statement("CP-63", "BR-43")
     def test_an_offset_that_was_never_issued_is_refused(self) -> None:
         bench = self.make()
         epoch, offset = self.fill(bench, 2)[-1]
@@ -177,11 +185,13 @@ class BrokerConformance:
         assert self.refusal(bench, Position(epoch, 2**63)) == "future_offset"
         assert self.refusal(bench, Position(epoch, 1), stream="unpublished") == "future_offset"
 
+    @pytest.mark.statement("CP-67", "CP-71", "BR-44")
     def test_a_stream_nobody_published_to_is_whole(self) -> None:
         bench = self.make()
         assert self.history(bench, self.tail(bench)) == []
         assert self.history(bench, None, int(self.wall()) - 1000) == []
 
+    @pytest.mark.statement("CP-66", "CP-81", "BR-45")
     def test_messages_that_are_too_old_are_not_served_and_their_absence_is_told(self) -> None:
         bench = self.make()
         positions = self.fill(bench, 2)
@@ -192,6 +202,7 @@ class BrokerConformance:
         assert self.refusal(bench, positions[1]) == "expired"
         assert self.history(bench, positions[2]) == ["0"]
 
+    @pytest.mark.statement("CP-66", "BR-47")
     def test_who_has_everything_is_whole_however_long_the_stream_was_idle(self) -> None:
         bench = self.make()
         positions = self.fill(bench, 3)
@@ -200,6 +211,7 @@ class BrokerConformance:
             assert self.history(bench, positions[-1]) == []
             assert self.refusal(bench, positions[0]) in ("expired", "trimmed")
 
+    @pytest.mark.statement("CP-79")
     def test_offsets_go_on_after_any_idle_time(self) -> None:
         bench = self.make()
         position = self.fill(bench, 3)[-1]
@@ -209,6 +221,7 @@ class BrokerConformance:
         if receipt.epoch == position.epoch:
             assert self.history(bench, position) == ['"later"']
 
+    @pytest.mark.statement("CP-70", "BR-44")
     def test_since_is_inclusive_and_in_whole_seconds(self) -> None:
         bench = self.make()
         times = []
@@ -220,6 +233,7 @@ class BrokerConformance:
         assert self.history(bench, None, times[1]) == ["1", "2"]
         assert self.history(bench, None, times[1] + 1) == ["2"]
 
+    @pytest.mark.statement("CP-72")
     def test_since_is_refused_when_something_newer_was_discarded(self) -> None:
         bench = self.make()
         start = int(self.wall())
@@ -232,12 +246,14 @@ class BrokerConformance:
         assert self.refusal(bench, None, start + 2) == "expired"
         assert self.history(bench, None, start + 30) == []
 
+    @pytest.mark.statement("CP-71")
     def test_since_in_the_future_replays_nothing_that_is_older_than_now(self) -> None:
         bench = self.make()
         self.publish(bench)
         self.advance(2)
         assert self.history(bench, None, int(self.wall()) + 3600) == []
 
+    @pytest.mark.statement("CP-78")
     def test_a_transient_message_goes_to_the_bus_only(self) -> None:
         bench = self.make()
         position = self.tail(bench)
@@ -246,12 +262,14 @@ class BrokerConformance:
         assert self.tail(bench) == position
         assert self.history(bench, position) == []
 
+    @pytest.mark.statement("CP-80", "BR-48")
     def test_with_a_limit_of_0_every_message_goes_to_the_bus_only(self) -> None:
         bench = self.make(history_limit=0)
         assert self.publish(bench).offset == 0
         assert [m.offset for m in bench.messages] == [0]
         assert self.history(bench, None, int(self.wall()) - 1) == []
 
+    @pytest.mark.statement("BR-70")
     def test_rules_give_streams_their_own_limits(self) -> None:
         bench = self.make(
             broker_rules=(
@@ -305,6 +323,7 @@ class BrokerConformance:
 
     # -- the session store
 
+    @pytest.mark.statement("CP-95")
     def test_a_connected_session_stays_claimable(self) -> None:
         broker = self.make().broker
         self.run(broker.save_session("a", "user-1", b"record"))
@@ -323,6 +342,7 @@ class BrokerConformance:
         assert claim is not None
         assert claim.record == b"last"
 
+    @pytest.mark.statement("CP-93", "CP-95", "BR-51")
     def test_a_released_session_is_claimable_for_its_time_and_not_longer(self) -> None:
         broker = self.make().broker
         self.run(broker.save_session("a", "user-1", b"record"))
@@ -333,12 +353,14 @@ class BrokerConformance:
         self.advance(4)
         assert self.run(broker.claim_session("a", "c")) is None
 
+    @pytest.mark.statement("CP-104")
     def test_each_claim_names_the_heir_before_it(self) -> None:
         broker = self.make().broker
         self.run(broker.save_session("a", "user-1", b"record"))
         rivals = [self.run(broker.claim_session("a", heir)).rival for heir in ("b", "c", "d")]
         assert rivals == ["", "b", "c"]
 
+    @pytest.mark.statement("CP-106")
     def test_heirs_can_be_claimed_in_their_turn(self) -> None:
         broker = self.make().broker
         for sid, heir in (("a", "b"), ("b", "c"), ("c", "d")):
@@ -346,6 +368,7 @@ class BrokerConformance:
             self.run(broker.release_session(sid, sid.encode()))
             assert self.run(broker.claim_session(sid, heir)) == (sid.encode(), "")
 
+    @pytest.mark.statement("CP-93")
     def test_an_unknown_session_cannot_be_claimed(self) -> None:
         broker = self.make().broker
         assert self.run(broker.claim_session("nobody", "b")) is None
@@ -360,6 +383,7 @@ class BrokerConformance:
         assert self.run(broker.claim_session("a", "b")) is None
         self.run(broker.forget_session("a"))
 
+    @pytest.mark.statement("CP-102")
     def test_all_sessions_of_some_identifiers_are_forgotten(self) -> None:
         broker = self.make().broker
         for sid, identifiers in (("a", "user-1"), ("b", "user-1"), ("c", "user-1"), ("d", "user-2")):
@@ -371,6 +395,7 @@ class BrokerConformance:
             assert self.run(broker.claim_session(sid, "e")) is None
         assert self.run(broker.claim_session("d", "e")) is not None
 
+    @pytest.mark.statement("CP-94", "BR-51")
     def test_with_a_ttl_of_0_no_session_is_kept(self) -> None:
         broker = self.make(sessions_ttl=0.0).broker
         self.run(broker.save_session("a", "user-1", b"record"))
@@ -380,6 +405,7 @@ class BrokerConformance:
 
     # -- presence
 
+    @pytest.mark.statement("CP-111", "BR-52")
     def test_the_first_session_of_an_id_changes_the_list_and_the_second_does_not(self) -> None:
         bench = self.make()
         assert self.join(bench, "a", "alice", {"n": 1})
@@ -394,17 +420,16 @@ class BrokerConformance:
         assert self.join(bench, "b", "alice", {"n": 3})
         assert self.run(bench.broker.members("room")) == [Member("alice", {"n": 3})]
 
+    @pytest.mark.statement("CP-119", "BR-52")
     def test_a_second_id_for_one_session_is_refused_and_the_first_stays(self) -> None:
         bench = self.make()
         self.join(bench, "a", "alice")
-        try:
+        with pytest.raises(PresenceRefused):
             self.join(bench, "a", "bob")
-        except PresenceRefused:
-            assert self.ids(bench) == ["alice"]
-        else:
-            raise AssertionError("not refused")
+        assert self.ids(bench) == ["alice"]
         assert self.join(bench, "a", "bob", stream="another room")
 
+    @pytest.mark.statement("CP-111", "BR-52")
     def test_the_last_session_to_leave_is_told(self) -> None:
         bench = self.make()
         for sid in "abc":
@@ -413,6 +438,7 @@ class BrokerConformance:
         assert left == [None, None, None, None, "alice"]
         assert self.ids(bench) == []
 
+    @pytest.mark.statement("CP-117", "BR-54")
     def test_a_connected_session_stays_present(self) -> None:
         bench = self.make()
         self.join(bench, "a", "alice")
@@ -420,6 +446,7 @@ class BrokerConformance:
         assert self.ids(bench) == ["alice"]
         assert bench.node.expired == []
 
+    @pytest.mark.statement("CP-112", "BR-52")
     def test_a_released_session_is_gone_after_its_time_and_that_is_told_once(self) -> None:
         bench = self.make()
         self.join(bench, "a", "alice")
@@ -443,6 +470,7 @@ class BrokerConformance:
         assert bench.node.expired == []
         assert self.run(bench.broker.leave("room", "b")) == "alice"
 
+    @pytest.mark.statement("CP-113", "BR-52")
     def test_who_joins_again_in_time_was_never_gone(self) -> None:
         bench = self.make()
         self.join(bench, "a", "alice")
@@ -463,6 +491,7 @@ class BrokerConformance:
         assert self.ids(bench) == ["alice"]
         assert bench.node.expired == []
 
+    @pytest.mark.statement("CP-113", "CP-118")
     def test_a_resumed_session_takes_its_presence_along_without_an_event(self) -> None:
         bench = self.make()
         self.join(bench, "a", "alice")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tests.brokers.support import WALL, make_broker
 from twisted.internet.task import Clock
 
 from anycable_tx.testing.broker_conformance import Bench, BrokerConformance
+from tests.brokers.support import WALL, make_broker
 
 
 class TestMemoryBroker(BrokerConformance):

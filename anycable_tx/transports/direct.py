@@ -12,7 +12,7 @@ from __future__ import annotations
 import _socket
 import socket
 from operator import methodcaller
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import abstract, address, error, tcp
 
@@ -50,6 +50,9 @@ class DirectTransport(tcp.Server):
         "protocol",
         "socket",
     )
+    if TYPE_CHECKING:
+        protocol: Any
+        socket: Any
     logstr = repstr = "anycable"
     hostname = ""
     sessionno = 0
@@ -70,7 +73,8 @@ class DirectTransport(tcp.Server):
 
     def fileno(self) -> int:
         """The file descriptor, -1 once closed."""
-        return self.fd
+        fd: int = self.fd
+        return fd
 
     @property
     def slot(self) -> Any:
@@ -153,6 +157,9 @@ class DirectTransport(tcp.Server):
 
 class DirectPort(tcp.Port):
     """A listening TCP port; *factory* makes the protocols, whose ``direct`` method is given the transport."""
+
+    factory: Any
+    socket: Any
 
     def startListening(self) -> None:
         """Listen. Accepted sockets inherit TCP_NODELAY from the listening one."""

@@ -1,11 +1,11 @@
-"""WebSocket frames as the server writes them: unmasked, unfragmented."""
+"""WebSocket frames as the server writes them (unmasked, unfragmented), and the mask of those it reads."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 
-__all__ = ["control_frame", "deflated_frame", "text_frame"]
+__all__ = ["control_frame", "deflated_frame", "text_frame", "unmask"]
 
 
 def _header(first: int, length: int) -> bytes:
@@ -31,3 +31,10 @@ def deflated_frame(payload: bytes) -> bytes:
 def control_frame(opcode: int, payload: bytes = b"") -> bytes:
     """A close (8), ping (9) or pong (10) frame; *payload* is at most 125 bytes."""
     return bytes((0x80 | opcode, len(payload))) + payload
+
+
+def unmask(data: bytes, mask: bytes) -> bytes:
+    """XOR *data* with the repeated four bytes of *mask*."""
+    size = len(data)
+    key = (mask * ((size + 3) >> 2))[:size]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")

@@ -21,23 +21,12 @@ from anycable_tx.cable.commands import receive
 from anycable_tx.cable.replies import RequestEnv
 from anycable_tx.cable.session import Session
 from anycable_tx.errors import BadCommand
-from anycable_tx.transports.frames import control_frame, deflated_frame, text_frame
+from anycable_tx.transports.frames import control_frame, deflated_frame, text_frame, unmask
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
 from anycable_tx.transports.plain import PlainTransport
 
 if TYPE_CHECKING:
     from anycable_tx.transports.factory import CableFactory
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:
-
-    def apply_mask(data: bytes, mask: bytes) -> bytes:
-        """XOR *data* with the repeated *mask*."""
-        size = len(data)
-        key = (mask * ((size + 3) >> 2))[:size]
-        return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
-
 
 __all__ = ["PRECISIONS", "CableConnection"]
 
@@ -58,7 +47,7 @@ class _Quiet:
     info = warn = error = debug
 
 
-class CableConnection(WebSocketServerProtocol):  # type: ignore[misc]
+class CableConnection(WebSocketServerProtocol):
     """One client connection. Made by ``CableFactory``, which supplies Autobahn's state as class defaults.
 
     It is the ``Outlet`` of its session.
@@ -76,6 +65,12 @@ class CableConnection(WebSocketServerProtocol):  # type: ignore[misc]
     if TYPE_CHECKING:
         #: A DirectTransport or a PlainTransport; None once the connection is gone.
         transport: Any
+        state: int
+        data: bytes
+        closeHandshakeTimeout: float
+        closeHandshakeTimeoutCall: Any
+        current_frame: Any
+        inside_message: bool
 
     def __init__(self) -> None:
         self.state = CONNECTING
@@ -131,7 +126,7 @@ class CableConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self.transport = None
         self._release_waiter()
         if session is not None:
-            session.services.disconnected(session)  # type: ignore[attr-defined]
+            self.factory.node.disconnected(session)
 
     def _cancel_close_timeout(self) -> None:
         call = self.closeHandshakeTimeoutCall
@@ -251,7 +246,7 @@ class CableConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 return
             if body + size > end:
                 break
-            self._text(apply_mask(data[body : body + size], data[body - 4 : body]), is_text=True)
+            self._text(unmask(data[body : body + size], data[body - 4 : body]), is_text=True)
             start = body + size
             if self.state != OPEN:
                 return
@@ -299,7 +294,7 @@ class CableConnection(WebSocketServerProtocol):  # type: ignore[misc]
             else:
                 self.transport.loseConnection()
 
-    def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> Any:
+    def onCloseFrame(self, code: Any, reasonRaw: Any) -> Any:
         """The client closes, or answers our close."""
         if self.session is not None and self.factory.flusher.pending:
             self.session.settle()

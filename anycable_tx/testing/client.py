@@ -362,7 +362,8 @@ class CableClient:
         for subscription in self._subscriptions.values():
             subscription.confirmed = False
         self._inbox.changed()
-        self._record("cut", connection=self.connection)
+        if not self._leaving:
+            self._record("cut", connection=self.connection)
         self._schedule_return()
 
     def _schedule_return(self) -> None:

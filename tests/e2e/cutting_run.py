@@ -1,0 +1,164 @@
+"""Clients behind a proxy that cuts each of them every two seconds, while streams are published to; then the checker.
+
+``python -m tests.e2e.cutting_run --clients 200 --seconds 60 --rate 100 --streams 20 [--restart]`` prints the report
+and exits with 1 when anything was lost, repeated, misordered, leaked or refused, or a client authenticated again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from anycable_tx.testing.checker import EventLog, Report
+from anycable_tx.testing.client import CableClient
+from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher, Server, server
+
+_SETTLE = 20.0
+
+
+@dataclass
+class Plan:
+    """How much of everything: ``rate`` is messages a second over all streams; a client hears ``heard`` of them."""
+
+    clients: int = 200
+    seconds: float = 60.0
+    rate: float = 100.0
+    streams: int = 20
+    heard: int = 3
+    cut_every: float = 2.0
+    restart: bool = False
+    seed: int = 0
+
+
+class _Traffic(threading.Thread):
+    """Publishes at a steady rate until told to stop."""
+
+    def __init__(self, publisher: Publisher, plan: Plan):
+        super().__init__()
+        self._publisher = publisher
+        self._plan = plan
+        self._random = random.Random(plan.seed)
+        self._stopping = threading.Event()
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        started, sent = time.monotonic(), 0
+        try:
+            while not self._stopping.wait(max(0.0, started + sent / self._plan.rate - time.monotonic())):
+                self._publisher.publish(f"stream-{self._random.randrange(self._plan.streams)}")
+                sent += 1
+        except Exception as e:
+            self.failure = e
+        finally:
+            self._publisher.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+
+async def _cut(proxy: ProxyProcess, plan: Plan, until: float) -> None:
+    """Reset each connection when it is old enough; in every fourth case the server is not told."""
+    chance = random.Random(plan.seed)
+    born: dict[int, float] = {}
+    while time.monotonic() < until:
+        await asyncio.sleep(0.1)
+        now = time.monotonic()
+        connections = await asyncio.to_thread(proxy.do, "connections")
+        born = {n: born.get(n, now - 0.05) for n in connections}
+        for number, birth in born.items():
+            if now - birth >= plan.cut_every and birth > 0:
+                side = "client" if chance.random() < 0.25 else "both"
+                with suppress(ProcessFailed):  # it may have ended since it was listed
+                    await asyncio.to_thread(proxy.do, "cut", connection=number, side=side)
+                born[number] = 0.0 if side == "client" else birth
+
+
+async def _clients(plan: Plan, url: str, log: EventLog) -> list[CableClient]:
+    chance = random.Random(plan.seed)
+    clients = []
+    for number in range(plan.clients):
+        client = CableClient(
+            url, name=f"client-{number}", log=log, keep_frames=False,
+            reconnect_after=lambda attempt: min(0.1 * 2**attempt, 1.0) * chance.uniform(0.5, 1.5),
+        )  # fmt: skip
+        await client.connect()
+        for stream in chance.sample(range(plan.streams), min(plan.heard, plan.streams)):
+            await client.subscribe(stream=f"stream-{stream}")
+        clients.append(client)
+    return clients
+
+
+async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog) -> None:
+    clients = await _clients(plan, proxy.url(), log)
+    traffic = _Traffic(target.publisher(log=log), plan)
+    traffic.start()
+    try:
+        until = time.monotonic() + plan.seconds
+        cutting = asyncio.create_task(_cut(proxy, plan, until))
+        if plan.restart:
+            await asyncio.sleep(plan.seconds / 2)
+            await asyncio.to_thread(target.restart)
+        await cutting
+    finally:
+        await asyncio.to_thread(traffic.stop)
+    last = target.publisher(log=log)
+    for stream in range(plan.streams):
+        await asyncio.to_thread(last.publish, f"stream-{stream}")
+    last.close()
+    await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
+    await _rest(log)
+    left = await asyncio.to_thread(proxy.do, "connections")
+    assert len(left) <= plan.clients, f"{len(left)} connections are open for {plan.clients} clients"
+    await asyncio.gather(*(client.close() for client in clients))
+
+
+async def _rest(log: EventLog) -> None:
+    """Wait until nothing has been received for a second."""
+    before, deadline = -1, time.monotonic() + _SETTLE
+    while len(log.events) != before and time.monotonic() < deadline:
+        before = len(log.events)
+        await asyncio.sleep(1.0)
+
+
+def run(plan: Plan) -> Report:
+    """Carry the plan out against a server of its own, and judge it. Raises ProcessFailed if the server fails."""
+    log = EventLog()
+    with (
+        server("--presets=broker", "--public", "--broker_snapshot=snapshot") as target,
+        ProxyProcess(target.port) as proxy,
+    ):
+        asyncio.run(_drive(plan, target, proxy, log))
+    return log.check()
+
+
+def main() -> int:
+    """The command of the module's first lines."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.cutting_run", description=(__doc__ or "").split("\n")[0]
+    )
+    for name, kind in (
+        ("clients", int),
+        ("seconds", float),
+        ("rate", float),
+        ("streams", int),
+        ("heard", int),
+        ("seed", int),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Plan, name))
+    parser.add_argument("--restart", action="store_true", help="restart the server in the middle, from its snapshot")
+    report = run(Plan(**vars(parser.parse_args())))
+    print(report)
+    return 0 if report.ok and not report.counts["fresh_authentications"] and not report.counts["refusals"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

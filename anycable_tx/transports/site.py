@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
@@ -32,6 +33,8 @@ BODY_TIMEOUT = 60
 #: peer gets to read the answer before the connection is reset.
 LINGER_SECONDS = 2
 LINGER_BYTES = 1024 * 1024
+
+_log = Logger()
 
 
 class Route(Protocol):
@@ -179,6 +182,7 @@ class _Request(Request):
 
     channel: Any
     defaultContentType = None
+    _log = Logger(namespace="twisted.web.server")  # what Twisted tells here is its own
     max_body = DEFAULT_MAX_BODY
     _counted = False
     _keeps_body = True
@@ -229,6 +233,7 @@ class _Channel(HTTPChannel):
 
     site: _RoutedSite
     transport: Any
+    _log = Logger(namespace="twisted.web.http")  # what Twisted tells here is its own
     _idle = False
     _in_body = False
     _refused = False
@@ -260,7 +265,7 @@ class _Channel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         if not (self._in_body or self._idle or self._refused):
-            self.site.sites.metrics.count("refused_requests_total", reason="slow_header")
+            self._count_refusal("slow_header")
         super().timeoutConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -301,6 +306,11 @@ class _Channel(HTTPChannel):
             self.persistent = False
         super().requestDone(request)
 
+    def _count_refusal(self, reason: str) -> None:
+        self.site.sites.metrics.count("refused_requests_total", reason=reason)
+        peer = getattr(self.transport.getPeer(), "host", "")
+        _log.debug("request refused", attrs={"context": "http", "reason": reason, "peer": peer})
+
     def refuse_body(self) -> None:
         """Answer 413 at once; nothing of the request is kept, and the connection ends."""
         if self._refused:
@@ -309,7 +319,7 @@ class _Channel(HTTPChannel):
         self._in_body = False
         limit = self.requests[-1].max_body
         text = b"the request body is larger than %d bytes, the most that is accepted here\n" % limit
-        self.site.sites.metrics.count("refused_requests_total", reason="too_large")
+        self._count_refusal("too_large")
         self.transport.write(
             b"HTTP/1.1 413 Content Too Large\r\nServer: anycable-tx\r\nConnection: close\r\n"
             b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -176,6 +177,18 @@ def test_a_silent_kept_connection_ends(world):
     world.clock.advance(site_module.IDLE_TIMEOUT + 1)
     assert peer.closed
     assert world.metrics.value("refused_requests_total") == 0
+
+
+def test_refusals_are_logged_in_our_words_and_twisteds_stay_its_own(world):
+    events: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        world.peer()
+        world.clock.advance(5.1)
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    ours = [event["attrs"] for event in events if event["log_namespace"].startswith("anycable_tx")]
+    assert ours == [{"context": "http", "reason": "slow_header", "peer": "192.0.2.1"}]
 
 
 def test_a_body_may_take_its_time(world):

@@ -177,12 +177,19 @@ class Sites:
                 done.callback(None)
 
 
+class _TwistedsLog(Logger):
+    """What Twisted logs through a subclass of ours stays under Twisted's name."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> Logger:
+        return self
+
+
 class _Request(Request):
     """A request whose body is bounded while it arrives, and counted from its header to its end."""
 
     channel: Any
     defaultContentType = None
-    _log = Logger(namespace="twisted.web.server")  # what Twisted tells here is its own
+    _log = _TwistedsLog("twisted.web.server")
     max_body = DEFAULT_MAX_BODY
     _counted = False
     _keeps_body = True
@@ -233,7 +240,7 @@ class _Channel(HTTPChannel):
 
     site: _RoutedSite
     transport: Any
-    _log = Logger(namespace="twisted.web.http")  # what Twisted tells here is its own
+    _log = _TwistedsLog("twisted.web.http")
     _idle = False
     _in_body = False
     _refused = False

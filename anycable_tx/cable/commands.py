@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from sys import intern
 
 import orjson
 
@@ -44,7 +45,7 @@ async def _execute(session: Session, command: Command) -> None:
 
 
 async def _subscribe(session: Session, command: Command) -> None:
-    identifier = command.identifier
+    identifier = intern(command.identifier)
     if identifier in session.subscriptions:
         return  # confirmed already; a second confirmation would make clients unsubscribe (CP-32)
     services = session.services

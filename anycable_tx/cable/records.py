@@ -55,7 +55,8 @@ class SessionRecord:
             value["Disconnectable"] = True
         if self.previous:
             value["prev"] = list(self.previous)
-        return orjson.dumps(value)
+        # A copy: orjson's own result keeps its whole buffer, and brokers keep records for long.
+        return b"%b" % orjson.dumps(value)
 
     @classmethod
     def decode(cls, text: bytes) -> SessionRecord | None:

@@ -78,7 +78,7 @@ class Subscription:
 
     def __init__(self, session: Session, identifier: str) -> None:
         self.session = session
-        self.identifier = intern(identifier)
+        self.identifier = identifier
         self.attachments: tuple[Attachment, ...] = ()
         self.istate: dict[str, str] | None = None
         self.whisper = ""

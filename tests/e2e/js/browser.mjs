@@ -1,0 +1,63 @@
+// Opens page.html in Chromium, by JSON lines: an order a line on standard input, events and answers on standard output.
+
+import { readFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
+import { extname, join, normalize } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { chromium } from 'playwright-core'
+
+const root = fileURLToPath(new URL('.', import.meta.url))
+const types = { '.html': 'text/html', '.js': 'text/javascript' }
+const say = event => process.stdout.write(JSON.stringify(event) + '\n')
+
+const files = createServer(async (request, response) => {
+  const path = normalize(new URL(request.url, 'http://files').pathname)
+  try {
+    const body = await readFile(join(root, path))
+    response.writeHead(200, { 'Content-Type': types[extname(path)] || 'application/octet-stream' }).end(body)
+  } catch {
+    response.writeHead(404).end()
+  }
+})
+await new Promise(resolve => files.listen(0, '127.0.0.1', resolve))
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM,
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--disable-dev-shm-usage',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync'
+  ]
+})
+const page = await browser.newPage()
+await page.exposeFunction('report', say)
+page.on('pageerror', err => say({ event: 'failed', client: 'page', reason: String(err) }))
+
+const orders = {
+  async open({ url, stream }) {
+    const query = new URLSearchParams({ cable: url, stream })
+    await page.goto(`http://127.0.0.1:${files.address().port}/page.html?${query}`)
+  },
+  shown: () => page.locator('ol > li').allTextContents()
+}
+
+createInterface({ input: process.stdin })
+  .on('line', async line => {
+    const order = JSON.parse(line)
+    try {
+      say({ answer: order.number, value: await orders[order.do](order) })
+    } catch (err) {
+      say({ answer: order.number, error: String((err && err.message) || err) })
+    }
+  })
+  .on('close', async () => {
+    await browser.close()
+    process.exit(0)
+  })

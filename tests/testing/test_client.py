@@ -129,7 +129,6 @@ def test_resumes_with_its_session_and_the_last_position_of_each_stream() -> None
         "cut",
         "connected",
         *["received"] * 2,
-        "cut",
         "gone",
     ]
     hows = [e["how"] for e in log.events if e["event"] == "received"]

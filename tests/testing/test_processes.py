@@ -130,8 +130,12 @@ def test_a_broken_connection_and_a_503_are_tried_again_with_the_same_key() -> No
 
 def test_a_refusal_is_final_and_an_outage_longer_than_patience_is_of_unknown_outcome() -> None:
     log = EventLog()
-    with stub(401) as http, pytest.raises(PublishFailed, match="401"):
-        Publisher(http.server_port, log=log).publish("a")
+    with (
+        stub(401) as http,
+        Publisher(http.server_port, log=log) as refused,
+        pytest.raises(PublishFailed, match="401"),
+    ):
+        refused.publish("a")
     with pytest.raises(PublishFailed, match=r"ConnectionRefusedError.* for 0\.1 s"):
         Publisher(free_port(), log=log, patience=0.1).publish("a")
     assert [e["event"] for e in log.events] == ["publishing", "publish_failed", "publishing", "publish_unknown"]

@@ -84,8 +84,18 @@ class Node:
             deferred.cancel()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run *work* now as far as it goes; hold it until it ends, and report what it raises."""
-        deferred = Deferred.fromCoroutine(work)
+        """Run *work* now as far as it goes; hold it until it ends, and report what it raises.
+
+        Most work ends at once, and then costs no Deferred.
+        """
+        try:
+            waiting = work.send(None)
+        except StopIteration:
+            return
+        except Exception:
+            self._report(Failure())  # type: ignore[no-untyped-call]
+            return
+        deferred = Deferred.fromCoroutine(_go_on(work, waiting))
         if not deferred.called or deferred.paused:
             self._running.add(deferred)
             deferred.addBoth(self._forget, deferred)
@@ -357,3 +367,18 @@ async def _sleep(reactor: Any, seconds: float) -> None:
     done: Deferred[None] = Deferred(lambda d: call.cancel())
     call = reactor.callLater(seconds, done.callback, None)
     await done
+
+
+async def _go_on(work: Coroutine[Any, Any, None], waiting: Any) -> None:
+    """Run *work*, which has begun and waits for the Deferred *waiting*, to its end."""
+    while True:
+        try:
+            await waiting
+        except BaseException as e:
+            failure: BaseException | None = e
+        else:
+            failure = None
+        try:
+            waiting = work.send(None) if failure is None else work.throw(failure)
+        except StopIteration:
+            return

@@ -87,7 +87,8 @@ def parse_head(head: bytes) -> Head:
 
 
 def _has_token(headers: dict[str, str], name: str, token: str) -> bool:
-    return any(part.strip().lower() == token for part in headers.get(name, "").split(","))
+    value = headers.get(name, "").lower()
+    return value == token or any(part.strip() == token for part in value.split(","))
 
 
 def negotiate(head: Head, origins: Origins, *, compression: bool) -> Upgrade:

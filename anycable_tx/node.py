@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -106,6 +106,8 @@ class Node:
         return result
 
     def _report(self, failure: Failure) -> None:
+        if failure.check(CancelledError):  # the node is stopping
+            return
         self.metrics.count("internal_errors_total")
         self.log.failure("unexpected error", failure=failure)
 

@@ -106,7 +106,7 @@ class Node:
         return result
 
     def _report(self, failure: Failure) -> None:
-        if failure.check(CancelledError):  # the node is stopping
+        if isinstance(failure.value, CancelledError):  # the node is stopping
             return
         self.metrics.count("internal_errors_total")
         self.log.failure("unexpected error", failure=failure)

@@ -83,7 +83,7 @@ class StreamLog:
             gone = int(self.entries[expired - 1].time) if expired else self.lost
             if gone >= since:
                 raise HistoryRefused("expired" if expired or self._first > self.trimmed + 1 else "trimmed")
-            return self.entries[bisect_left(self.entries, since, lo=expired, key=_time) :]
+            return self.entries[bisect_left(self.entries, since, key=_time) :]
         if request.position.epoch != epoch:
             raise HistoryRefused("unknown_epoch")
         offset = request.position.offset

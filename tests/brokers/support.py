@@ -35,10 +35,11 @@ def make_broker(
     start: bool = True,
     max_counters: int = MAX_COUNTERS,
     max_ids: int = MAX_IDS,
+    bus: RecordingPubSub | None = None,
     **settings: Any,
 ) -> Made:
     """A started memory broker; *wall* is the Unix time at the clock's second 0."""
-    node, bus, metrics = RecordingNode(), RecordingPubSub(), Metrics()
+    node, bus, metrics = RecordingNode(), bus or RecordingPubSub(), Metrics()
     context = ProviderContext({**SETTINGS, **settings}, clock, node, metrics, pubsub=bus)
     broker = MemoryBroker(context, lambda: wall + clock.seconds(), max_counters, max_ids)
     if start:

@@ -37,6 +37,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import IO, Any
 
 __all__ = ["Event", "EventLog", "Report", "Witness", "check", "main", "read"]
@@ -394,13 +395,15 @@ class EventLog:
     def __init__(self, file: IO[str] | None = None):
         self.events: list[Event] = []
         self._file = file
+        self._lock = Lock()
 
     def record(self, event: str, **values: Any) -> None:
         """Append one event."""
-        entry = {"event": event, "t": time.time(), **values}
-        self.events.append(entry)
-        if self._file is not None:
-            self._file.write(json.dumps(entry) + "\n")
+        with self._lock:
+            entry = {"event": event, "t": time.time(), **values}
+            self.events.append(entry)
+            if self._file is not None:
+                self._file.write(json.dumps(entry) + "\n")
 
     def check(self) -> Report:
         """Judge what was recorded so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.cutting_run import Plan, run
+from tests.e2e.cutting_run import Plan, clean, run
 
 pytestmark = pytest.mark.e2e
 
@@ -13,9 +13,7 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize("restart", [False, True], ids=["one server", "restarted from its snapshot"])
 def test_cut_clients_resume_without_authenticating_and_miss_nothing(restart: bool) -> None:
     report = run(Plan(clients=40, seconds=10, rate=50, streams=10, restart=restart))
-    assert report.ok, str(report)
-    assert report.counts["fresh_authentications"] == 0
-    assert report.counts["refusals"] == 0
+    assert clean(report), f"{report.counts}\n{report}"
     assert report.counts["resumes"] >= 40 * 3
     assert report.counts["replayed"] > 0
     assert report.counts["clients"] == 40

@@ -70,7 +70,9 @@ def make_observer(stream: TextIO, *, format: str, level: str, node_id: str) -> I
         raise ConfigurationError(f"log_format: {format!r} is not known; accepted: {', '.join(FORMATS)}")
     if level not in LEVELS:
         raise ConfigurationError(f"log_level: {level!r} is not known; accepted: {', '.join(LEVELS)}")
-    write = _json if format == "json" else _text_writer(stream.isatty())
+    # Twisted's log files do not know the question.
+    coloured = hasattr(stream, "isatty") and stream.isatty()
+    write = _json if format == "json" else _text_writer(coloured)
     return _Observer(stream, write, LEVELS[level], node_id)
 
 

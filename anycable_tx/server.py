@@ -9,13 +9,14 @@ import resource
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from anycable_tx import __version__
 from anycable_tx.cable.session import Session
 from anycable_tx.controllers.chain import Chain
-from anycable_tx.interfaces import IBroadcaster, ProviderContext
+from anycable_tx.interfaces import IBroadcaster, IController, ProviderContext
 from anycable_tx.metrics import Metrics
 from anycable_tx.node import Node
 from anycable_tx.providers import create, find
@@ -29,6 +30,8 @@ __all__ = ["Server"]
 
 #: How often a waiting stop looks again, in seconds.
 GLANCE = 0.05
+#: All steps of a stop together end so many seconds after the time is up.
+GRACE = 0.8
 
 
 class Server:
@@ -44,18 +47,23 @@ class Server:
         self.flusher = (DirectFlusher if direct else Flusher)(reactor, self.metrics)
         self.node = Node(settings, reactor, self.metrics, self.flusher)
         self.sites = Sites(settings, reactor, self.metrics)
+        self.controllers: list[IController] = []
         self.broadcasters: list[IBroadcaster] = []
         self._build_providers()
         main = settings["port"]
-        self.sites.add_health(main, settings["health_path"])
-        self.sites.add_route(main, settings["ready_path"], Readiness(self.not_ready))
+        if settings["health_path"]:
+            self.sites.add_health(main, settings["health_path"])
+        if settings["ready_path"]:
+            self.sites.add_route(main, settings["ready_path"], Readiness(self.not_ready))
         self.factory = CableFactory(
             settings, reactor, self.node, self.flusher, self.sites.site_for(main), direct=direct
         )
         self.listeners = Listeners(settings, reactor, self.factory, self.sites)
+        #: What has been started and not been stopped.
+        self._started: list[Any] = []
         self._ready = False
-        self._hurry = False
-        self._waiting: Deferred[None] | None = None
+        self._hurried = False
+        self._deadline = 0.0
 
     def _build_providers(self) -> None:
         """Make the chosen providers; a name that is not found raises ProviderError."""
@@ -67,7 +75,8 @@ class Server:
 
         node.pubsub = make("pubsub", settings["pubsub"])
         node.broker = make("broker", settings["broker"], pubsub=node.pubsub)
-        node.controllers = Chain([make("controller", name) for name in settings["controllers"]], self.metrics)
+        self.controllers = [make("controller", name) for name in settings["controllers"]]
+        node.controllers = Chain(self.controllers, self.metrics)
         self.broadcasters = [make("broadcaster", name, site=self.sites) for name in settings["broadcast_adapter"]]
 
     def not_ready(self) -> list[str]:
@@ -79,35 +88,50 @@ class Server:
     # -- start
 
     async def start(self) -> None:
-        """Start everything; done when all ports accept. Raises ConfigurationError for what cannot start."""
-        settings, node = self.settings, self.node
+        """Start everything; done when all ports accept.
+
+        Raises ConfigurationError for what cannot start, and whatever a provider raises. Then, and when it is
+        cancelled, what had been started is stopped again.
+        """
         self._announce_start()
-        await node.broker.start()
-        self.log.info(node.broker.announcement)
-        await node.pubsub.start()
-        self._announce(node.pubsub.announcement, context="pubsub")
-        await node.controllers.start()
-        await node.start()
-        for broadcaster in self.broadcasters:
-            await broadcaster.start()
-        self.listeners.open()
+        try:
+            await self._start_parts()
+            self.listeners.open()
+        except BaseException:
+            self._deadline = self.reactor.seconds() + self.settings["shutdown_timeout"]
+            # The ports close in the reactor's next turn; the failure is known now, before a daemon says it runs.
+            Deferred.fromCoroutine(self.listeners.close()).addErrback(self._failed_to_stop, "ports")
+            await self._stop_parts()
+            raise
         self.factory.start()
         self._ready = True
+        self._announce_service()
+
+    async def _start_parts(self) -> None:
+        node = self.node
+        await self._start(node.controllers)
+        # The last of them is the application, or its absence: it is named with the ways in.
+        for controller in self.controllers[:-1]:
+            self._announce(controller.announcement)
+        await self._start(node.broker)
+        self._announce(node.broker.announcement)
+        await self._start(node.pubsub)
+        self._announce(node.pubsub.announcement, context="pubsub")
+        await self._start(node)
         for broadcaster in self.broadcasters:
-            self._announce(broadcaster.announcement, context="broadcast")
-        for line in str(node.controllers.announcement).splitlines():
-            self._announce(line)
-        origin = f"{self.factory.scheme}://{settings['host']}:{settings['port']}"
-        for path in settings["path"]:
-            self.log.info("Handle WebSocket connections at {url}", url=origin + path)
-        self.log.info("Handle health requests at {url}", url=origin + settings["health_path"])
-        self.log.info("Handle readiness requests at {url}", url=origin + settings["ready_path"])
+            await self._start(broadcaster)
+
+    async def _start(self, part: Any) -> None:
+        await part.start()
+        self._started.append(part)
 
     def _announce_start(self) -> None:
         settings: Any = self.settings
         if settings.presets:
             presets = ",".join(settings.presets)
             self.log.info("load presets", attrs={"context": "config", "presets": presets})
+        if settings["log_level"] == "debug":
+            self.log.debug("Debug mode is on")
         self.log.info(
             "Starting AnyCable {version} (pid: {pid}, open file limit: {files}, reactor: {name})",
             version=f"{__version__}-tx",
@@ -120,102 +144,149 @@ class Server:
         for notice in settings.notices:
             self.log.warn("{notice}", notice=notice, attrs={"context": "config"})
 
-    def _announce(self, line: str, **attrs: str) -> None:
-        if line:
+    def _announce_service(self) -> None:
+        settings = self.settings
+        for name, broadcaster in zip(settings["broadcast_adapter"], self.broadcasters, strict=True):
+            self._announce(broadcaster.announcement, context="broadcast", provider=name)
+        for controller in self.controllers[-1:]:
+            self._announce(controller.announcement)
+        origin = f"{self.factory.scheme}://{settings['host']}:{settings['port']}"
+        for path in settings["path"]:
+            self.log.info("Handle WebSocket connections at {url}", url=origin + path)
+        for what, path in (("health", settings["health_path"]), ("readiness", settings["ready_path"])):
+            if path:
+                self.log.info("Handle {what} requests at {url}", what=what, url=origin + path)
+
+    def _announce(self, text: str, **attrs: str) -> None:
+        for line in text.splitlines():
             self.log.info("{line}", line=line, attrs=attrs)
 
     # -- stop
 
     def hurry(self) -> None:
         """Do not wait for anybody any more: the stop ends within a second."""
-        self._hurry = True
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(None)
+        self._hurried = True
+        self._deadline = min(self._deadline, self.reactor.seconds())
 
     async def stop(self) -> None:
-        """Stop gracefully, within ``shutdown_delay`` and ``shutdown_timeout`` seconds.
+        """Stop gracefully, within ``shutdown_delay`` and ``shutdown_timeout`` seconds; never raises.
 
         Order: no new connections and publications, those under way finish; clients are closed, paced; then the
-        providers stop. Sessions of the extended protocol that can be resumed stay so (P8).
+        providers stop. Sessions of the extended protocol that can be resumed stay so (P8). What does not end in
+        time is given up and named; a second later at the latest all is over.
         """
-        settings = self.settings
+        if not self._started:
+            return
         self.log.info("Shutting down...", attrs={"context": "main"})
         self.sites.draining = True
-        await self._sleep(settings["shutdown_delay"])
-        deadline = self.reactor.seconds() + settings["shutdown_timeout"]
-        await self._bounded("closing ports", self.listeners.close(), deadline)
-        await self._bounded("running requests", self.sites.drain(), deadline)
-        for broadcaster in self.broadcasters:
-            await self._bounded("broadcasters", broadcaster.stop(), deadline)
-        await self._close_clients(deadline)
+        await self._wait_until(self.reactor.seconds() + self.settings["shutdown_delay"])
+        now = self.reactor.seconds()
+        self._deadline = now if self._hurried else now + self.settings["shutdown_timeout"]
+        # A publisher that takes its time must not cost the clients theirs.
+        half = (now + self._deadline) / 2
+        await self._bounded("ports", self.listeners.close(), half)
+        await self._bounded("running requests", self.sites.drain(), half)
+        await self._stop_broadcasters(half)
+        await self._close_clients()
         self.factory.stop()
-        await self._bounded("controllers", self.node.controllers.stop(), deadline)
-        await self._bounded("background work", self.node.stop(), deadline)
-        await self._bounded("broker", self.node.broker.stop(), deadline)
-        await self._bounded("pub/sub", self.node.pubsub.stop(), deadline)
+        await self._stop_parts()
         self.log.info("Stopped", attrs={"context": "main"})
 
-    async def _bounded(self, what: str, work: Awaitable[None], deadline: float) -> None:
-        """Wait for *work* until the deadline, or half a second once in a hurry; report what did not end or failed."""
+    async def _stop_broadcasters(self, until: float) -> None:
+        """All at once: they do not depend on each other."""
+        await gatherResults(
+            Deferred.fromCoroutine(self._stop_part(f"broadcaster {name}", broadcaster, until))
+            for name, broadcaster in zip(self.settings["broadcast_adapter"], self.broadcasters, strict=True)
+        )
+
+    async def _stop_parts(self) -> None:
+        """Stop what has been started, but for listeners and clients."""
+        node = self.node
+        await self._stop_broadcasters(self._deadline)
+        await self._stop_part("controllers", node.controllers)
+        await self._stop_part("background work", node)
+        await self._stop_part("broker", node.broker)
+        await self._stop_part("pub/sub", node.pubsub)
+
+    async def _stop_part(self, what: str, part: Any, until: float | None = None) -> None:
+        if part in self._started:
+            self._started.remove(part)
+            await self._bounded(what, part.stop(), until)
+
+    async def _bounded(self, what: str, work: Awaitable[None], until: float | None = None) -> None:
+        """Wait for *work*, and report what failed or did not end.
+
+        It has time until *until*. Without one it has time until the deadline, and beyond that half of what is
+        left of GRACE, so that the steps behind a stuck one get to do their work.
+        """
 
         async def run() -> None:
-            await work
+            try:
+                await work
+            except CancelledError:
+                if not given_up:
+                    raise
 
+        begun = self.reactor.seconds()
+        given_up = False
         task = Deferred.fromCoroutine(run())
-        task.addErrback(lambda f: self.log.failure("{what}: failed to stop", f, what=what))
-        limit = None
+        task.addErrback(self._failed_to_stop, what)
         while not task.called or task.paused:
-            now = self.reactor.seconds()
-            if self._hurry and limit is None:
-                limit = now + 0.5
-            if now >= min(deadline, deadline if limit is None else limit):
+            await self._pause(GLANCE)
+            if until is None:
+                late = max(begun, self._deadline)
+                limit = late + (self._deadline + GRACE - late) / 2
+            else:
+                limit = min(until, self._deadline)
+            if self.reactor.seconds() >= limit and (not task.called or task.paused):
                 self.log.warn("{what}: gave up waiting", what=what, attrs={"context": "main"})
+                given_up = True
                 task.cancel()
                 return
-            await self._sleep(GLANCE, always=True)
 
-    async def _sleep(self, seconds: float, *, always: bool = False) -> None:
-        """Wait, unless in a hurry."""
-        if seconds <= 0 or (self._hurry and not always):
-            return
-        done: Deferred[None] = Deferred()
+    def _failed_to_stop(self, failure: Failure, what: str) -> None:
+        self.metrics.count("internal_errors_total")
+        self.log.failure("{what}: failed to stop", failure, what=what)
+
+    async def _pause(self, seconds: float) -> None:
+        done: Deferred[None] = Deferred(lambda _: call.cancel())
         call = self.reactor.callLater(seconds, done.callback, None)
-        if not always:
-            self._waiting = done
         await done
-        if call.active():
-            call.cancel()
-        self._waiting = None
 
-    async def _close_clients(self, deadline: float) -> None:
+    async def _wait_until(self, time: float) -> None:
+        """Wait, unless in a hurry."""
+        while not self._hurried and (left := time - self.reactor.seconds()) > 0:
+            await self._pause(min(left, GLANCE))
+
+    async def _close_clients(self) -> None:
         """Close every session, paced, and wait until their sockets took what was written."""
         sessions = list(self.node.sessions)
         if sessions:
-            self.log.info("closing active connections", attrs={"context": "node", "num": str(len(sessions))})
+            self.log.info("closing active connections", attrs={"context": "node", "num": len(sessions)})
         random.shuffle(sessions)
-        size, gap = self._pace(len(sessions))
-        for start in range(0, len(sessions), size):
+        begun = self.reactor.seconds()
+        size, gap = self._pace(len(sessions), max(0.0, self._deadline - begun))
+        for step, start in enumerate(range(0, len(sessions), size)):
+            await self._wait_until(begun + step * gap)
             for session in sessions[start : start + size]:
                 close_for_restart(session)
-            if start + size < len(sessions):
-                await self._sleep(gap)
-        while self.factory.connections > 0 and self.reactor.seconds() < deadline and not self._hurry:
-            await self._sleep(GLANCE)
+        told = set(sessions)
+        while self.factory.connections > 0 and self.reactor.seconds() < self._deadline:
+            # Who was still being let in when the ports closed is told too.
+            for session in self.node.sessions:
+                if session not in told:
+                    told.add(session)
+                    close_for_restart(session)
+            await self._pause(GLANCE)
         if self.factory.connections:
-            self.log.warn(
-                "connections were still open", attrs={"context": "node", "num": str(self.factory.connections)}
-            )
+            self.log.warn("connections were still open", attrs={"context": "node", "num": self.factory.connections})
 
-    def _pace(self, count: int) -> tuple[int, float]:
-        """How many sessions to close at once, and the seconds between: (size, gap)."""
-        if not count:
-            return 1, 0.0
-        timeout = float(self.settings["shutdown_timeout"])
+    def _pace(self, count: int, seconds: float) -> tuple[int, float]:
+        """How many of *count* sessions to close at once, and the seconds between, to be done in *seconds*."""
         if self.settings["shutdown_slowdrain"]:
-            return 1, min(0.82 * timeout / count, 0.5)
+            return 1, min(0.82 * seconds / max(count, 1), 0.5)
         # At most a third of the time, in steps of 50 ms.
-        steps = max(1.0, timeout / 3 / GLANCE)
+        steps = max(1.0, seconds / 3 / GLANCE)
         return max(int(self.settings["shutdown_pool_size"]), math.ceil(count / steps)), GLANCE
 
 

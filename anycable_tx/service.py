@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
 
 from anycable_tx.config.options import Options as BaseOptions
 from anycable_tx.config.settings import Settings
 from anycable_tx.errors import ConfigurationError
-from anycable_tx.logs import make_observer
+from anycable_tx.logs import make_observer, route_stdlib
 from anycable_tx.providers import find
 
 __all__ = ["AnyCableService", "Options", "makeService"]
@@ -72,11 +75,31 @@ class Options(BaseOptions):
             raise SystemExit(1) from None
 
 
+class StartFailed(SystemExit, Exception):
+    """The start failed, for a reason that is in the log.
+
+    An Exception, so that twistd removes its pid file and tells a daemon's parent; a SystemExit, so that the
+    process then ends with status 1 and without a traceback.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(1)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class AnyCableService(Service):
     """The server as a Twisted service.
 
-    Under twistd it also sets up the log and handles INT and TERM: the first stops gracefully and the process
-    ends with status 0, a second one ends it within a second.
+    *twistd* is the parsed options of twistd, for the one service that is the process: it leads every log into
+    the server's, and handles signals. INT and TERM stop gracefully and the process ends with status 0, a second
+    one ends it within a second; a start that fails ends it with status 1. HUP opens the log file anew, USR1
+    rotates it.
+
+    Without *twistd* the service touches neither signals nor logs. A start that fails raises from
+    ``startService``, or, when that has returned, is logged; ``when_started`` tells.
     """
 
     log = Logger()
@@ -88,30 +111,38 @@ class AnyCableService(Service):
         self._reactor = reactor
         self._settings = settings
         self._twistd = twistd
-        self._started: Deferred[None] | None = None
+        self._log_file: LogFile | None = None
+        self._starting: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+        self._failure: Failure | None = None
+        self._ending = False
         self.server = Server(settings, reactor)
 
+    # -- the log
+
     def setServiceParent(self, parent: Any) -> None:
+        """Become a part of *parent*; of twistd's application: be what its log looks like."""
         super().setServiceParent(parent)
         if self._twistd is not None and isinstance(parent, Componentized):
+            route_stdlib()
             observer = self._observer()
             if observer is not None:
                 parent.setComponent(ILogObserver, observer)
 
     def _observer(self) -> Any:
         """Our log format on twistd's sink: stdout, or the log file it was told; None: twistd's own choice stays."""
-        if self._twistd.get("syslog") or self._twistd.get("logger"):
+        twistd, settings = self._twistd, self._settings
+        name, daemon = twistd.get("logfile"), not twistd.get("nodaemon")
+        if twistd.get("syslog") or twistd.get("logger") or (daemon and name == "-"):
             return None
-        settings = self._settings
         stream: Any = sys.stdout
-        name = self._twistd.get("logfile")
-        if name != "-" and (name or not self._twistd.get("nodaemon")):
-            from twisted.python.logfile import LogFile
-
-            stream = LogFile.fromFullPath(name or "twistd.log")
+        if daemon or name not in (None, "", "-"):
+            stream = self._log_file = LogFile.fromFullPath(name or "twistd.log")
         return make_observer(
             stream, format=settings["log_format"], level=settings["log_level"], node_id=settings["node_id"]
         )
+
+    # -- start
 
     def privilegedStartService(self) -> None:
         """Start before privileges are dropped, so that low ports can be bound."""
@@ -121,63 +152,110 @@ class AnyCableService(Service):
     def startService(self) -> None:
         """Start, if that has not begun."""
         super().startService()
-        if self._started is None:
+        if self._starting is None:
             self._start()
         if self._twistd is not None:
             self._reactor.callWhenRunning(self._handle_signals)
 
+    def when_started(self) -> Deferred[None]:
+        """Done when all ports accept; fails with what the start failed with. A Deferred for each caller."""
+        if self._starting is None or not self._ended(self._starting):
+            self._waiting.append(Deferred())
+            return self._waiting[-1]
+        return succeed(None) if self._failure is None else fail(self._failure)
+
+    @staticmethod
+    def _ended(deferred: Deferred[None]) -> bool:
+        return deferred.called and not deferred.paused
+
     def _start(self) -> None:
-        self._started = Deferred.fromCoroutine(self.server.start())
-        failed: list[Failure] = []
-        self._started.addErrback(failed.append)
-        if failed:
-            self._refuse_now(failed[0])
-        else:
-            self._started.addCallback(self._refuse_later, failed)
+        self._starting = Deferred.fromCoroutine(self.server.start())
+        self._starting.addErrback(self._note)
+        self._starting.addCallback(self._tell)
+        if not self._ended(self._starting):
+            self._starting.addCallback(self._started_later)
+        elif self._failure is not None:
+            self._refuse(self._failure)
 
-    def _refuse_now(self, failure: Failure) -> None:
-        """The start failed before the reactor runs: one line for a configuration error, and status 1."""
-        if failure.check(ConfigurationError) and self._twistd is not None and self._twistd.get("nodaemon"):
-            print(f"anycable: {failure.value}", file=sys.stderr)
-            raise SystemExit(1)
-        failure.raiseException()
+    def _note(self, failure: Failure) -> None:
+        self._failure = failure
 
-    def _refuse_later(self, result: Any, failed: list[Failure]) -> None:
-        """The start failed while the reactor runs."""
-        if not failed:
-            return
-        if failed[0].check(ConfigurationError):
-            self.log.error("cannot start: {error}", error=failed[0].value)
+    def _tell(self, result: None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            if self._failure is None:
+                deferred.callback(None)
+            else:
+                deferred.errback(self._failure)
+
+    def _refuse(self, failure: Failure) -> None:
+        """The start failed at once."""
+        if self._twistd is None:
+            failure.raiseException()
+        self._report(failure)
+        raise StartFailed(str(failure.value))
+
+    def _started_later(self, result: None) -> None:
+        """The start took a while."""
+        failure = self._failure
+        if failure is not None and self.running:
+            self._report(failure)
+            if self._twistd is not None:
+                # twistd cannot be told a status; at this point it has done everything else.
+                atexit.register(_exit, 1)
+                self._end()
+
+    def _report(self, failure: Failure) -> None:
+        if failure.check(ConfigurationError):
+            self.log.error("cannot start: {error}", error=failure.value)
         else:
-            self.log.failure("cannot start", failure=failed[0])
-        self._reactor.addSystemEventTrigger("after", "shutdown", _end, 1)
-        self._reactor.stop()
+            self.log.failure("cannot start", failure)
+
+    # -- signals
 
     def _handle_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._signalled)
+        # The reactor's own handlers would have twistd raise INT and TERM again after a clean stop.
+        self._on(signal.SIGINT, self._interrupted)
+        self._on(signal.SIGTERM, self._interrupted)
+        self._on(signal.SIGHUP, self._renew)
+        if self._log_file is not None:
+            self._on(signal.SIGUSR1, self._log_file.rotate)
 
-    def _signalled(self, number: int, frame: Any) -> None:
-        # The reactor's own handler would have twistd raise the signal again after a clean stop.
-        self._reactor.callFromThread(self._stop_reactor)
+    def _on(self, number: int, action: Callable[[], None]) -> None:
+        signal.signal(number, lambda *_: self._reactor.callFromThread(action))
 
-    def _stop_reactor(self) -> None:
-        if self.running and not getattr(self, "_stopping", False):
-            self._stopping = True
-            self._reactor.stop()
+    def _interrupted(self) -> None:
+        if self.running and not self._ending:
+            self._end()
         else:
             self.log.warn("interrupted again: not waiting any more", attrs={"context": "main"})
             self.server.hurry()
 
+    def _end(self) -> None:
+        self._ending = True
+        self._reactor.stop()
+
+    def _renew(self) -> None:
+        if self._log_file is not None:
+            self._log_file.reopen()
+
+    # -- stop
+
     def stopService(self) -> Deferred[None]:
-        """Stop gracefully; done when everything has ended."""
+        """Stop gracefully; done when everything has ended. A start that is under way is given up."""
         super().stopService()
-        return Deferred.fromCoroutine(self.server.stop())
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._starting is not None and not self._ended(self._starting):
+            unwound: Deferred[None] = Deferred()
+            self._starting.addCallback(unwound.callback)
+            self._starting.cancel()
+            await unwound
+        await self.server.stop()
 
 
-def _end(status: int) -> None:
-    import os
-
+def _exit(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

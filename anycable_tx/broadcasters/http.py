@@ -21,6 +21,7 @@ from anycable_tx.broadcasters.unanswered import Unanswered
 from anycable_tx.cable.ids import new_sid
 from anycable_tx.cable.messages import RemoteCommand
 from anycable_tx.cable.publications import MAX_ID_LENGTH, decode
+from anycable_tx.config.secrets import BROADCAST, derive_key
 from anycable_tx.errors import BadPublication, BrokerUnavailable
 from anycable_tx.interfaces import IBroadcaster, ProviderContext
 from anycable_tx.logs import shorten
@@ -32,6 +33,8 @@ __all__ = ["HTTPBroadcaster", "create"]
 #: Brokers that live in this process: what they could not store is certainly not stored, so publications need
 #: no id of ours to be tried again.
 _IN_PROCESS = frozenset(("", "none", "memory"))
+
+_DERIVED = "auto-generated authorization secret from the application secret\n"
 
 #: Room for the ``:k`` of a batch's elements.
 _MAX_KEY_LENGTH = MAX_ID_LENGTH - 8
@@ -78,7 +81,9 @@ class HTTPBroadcaster:
         )
         context.site.add_route(port, path, self._resource)
         scheme = "https" if settings.get("ssl_cert") else "http"
+        derived = key and key == derive_key(settings.get("secret", ""), BROADCAST)
         self.announcement = (
+            f"{_DERIVED if derived else ''}"
             f"Accept broadcast requests at {scheme}://{settings.get('host', 'localhost')}:{port}{path} "
             f"({'authorization required' if self._resource.key else 'no authorization'})"
             f"{', CORS enabled' if origins else ''}"

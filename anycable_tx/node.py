@@ -175,7 +175,7 @@ class Node:
     async def save(self, session: Session) -> None:
         """Keep the session's record, if it is resumable."""
         if session.resumable and session.is_open():
-            await self.broker.save_session(session.sid, session.identifiers, session.record().encode())
+            await self.broker.save_session(session.sid, session.identifiers, session.record(at_rest=False).encode())
 
     def acted(self, session: Session, previous: str) -> None:
         """The resumed client has its new sid: the one before cannot be claimed any more."""
@@ -197,6 +197,8 @@ class Node:
             return None
         record = session.record()
         self._displace(session)
+        # For another claim, in case that the heir's welcome is lost.
+        await self.broker.release_session(sid, record.encode())
         return record
 
     def _displace(self, session: Session) -> None:

@@ -285,13 +285,18 @@ class Session:
                 kept.append(attachment)
         subscription.attachments = tuple(kept)
 
-    def record(self) -> SessionRecord:
-        """The session as the broker is to keep it."""
+    def record(self, *, at_rest: bool = True) -> SessionRecord:
+        """The session as the broker is to keep it.
+
+        Only a record of a session *at rest* can prove that nothing was sent after a held cursor: one that is
+        saved while the session goes on is out of date as soon as its barriers open.
+        """
         return SessionRecord(
             self.identifiers,
             {
                 identifier: {
-                    a.stream.name: StreamRecord(a.base, a.cursor, a.untouched) for a in subscription.attachments
+                    a.stream.name: StreamRecord(a.base, a.cursor, at_rest and a.untouched)
+                    for a in subscription.attachments
                 }
                 for identifier, subscription in self.subscriptions.items()
             },

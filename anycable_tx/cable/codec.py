@@ -98,6 +98,8 @@ def member_event(kind: str, id: str, info: Any = None) -> bytes:
 
 # -- client to server
 
+_KEYS = frozenset(("command", "identifier", "data", "history", "presence"))
+
 
 class HistoryAsk(NamedTuple):
     """A client's history request: its positions by stream (None: it sent no ``streams``) and ``since``."""
@@ -130,18 +132,14 @@ def decode_command(text: bytes) -> Command | None:
         return None
     if type(value) is not dict:
         raise BadCommand(f"expected a JSON object, got {_kind(value)}")
+    if not value.keys() <= _KEYS:
+        value = {key.lower(): item for key, item in value.items()}
     get = value.get
-    name = get("command")
-    identifier = get("identifier")
-    if name is None or (identifier is None and name not in ("ping", "pong")):
-        get = {key.lower(): item for key, item in value.items()}.get
-        name = get("command")
-        identifier = get("identifier")
-    name = _text("command", name)
+    name = _text("command", get("command"))
     history, presence = get("history"), get("presence")
     return Command(
         name,
-        _text("identifier", identifier),
+        _text("identifier", get("identifier")),
         get("data"),
         None if history is None else _history(history),
         None if presence is None else _member(presence),

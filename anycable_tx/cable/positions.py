@@ -27,15 +27,17 @@ class StreamPosition:
     """``last`` of ``epoch`` was the newest message handed to local subscribers.
 
     While ``healing`` nothing is handed on but what ``fetched`` allows; ``target`` is the newest offset known to
-    exist. A position is opened with the broker's tail, read after the bus confirmed the subscription.
+    exist, and ``doubted`` tells that a message of another epoch was seen, so one more read has to show which epoch
+    is the present one. A position is opened with the broker's tail, read after the bus confirmed the subscription.
     """
 
-    __slots__ = ("epoch", "healing", "last", "target")
+    __slots__ = ("doubted", "epoch", "healing", "last", "target")
 
     def __init__(self) -> None:
         self.epoch = ""
         self.last = 0
         self.target = 0
+        self.doubted = False
         self.healing = True  # until opened
 
     @property
@@ -57,14 +59,17 @@ class StreamPosition:
         """
         if not message.offset:
             return Verdict.DELIVER
-        if message.epoch != self.epoch and not self.healing:
-            self.epoch, self.last, self.target = message.epoch, message.offset, message.offset
-            return Verdict.RESET
+        if message.epoch != self.epoch:
+            if not self.healing:
+                self.epoch, self.last, self.target = message.epoch, message.offset, message.offset
+                return Verdict.RESET
+            if self.epoch:
+                self.doubted = True
+                return Verdict.DROP
         if message.offset <= self.last:
             return Verdict.DROP
         if self.healing:
-            if message.epoch == self.epoch or not self.epoch:
-                self.target = max(self.target, message.offset)
+            self.target = max(self.target, message.offset)
             return Verdict.DROP
         if message.prev == self.last or not message.prev:
             self.last = self.target = message.offset
@@ -90,11 +95,11 @@ class StreamPosition:
         """A read reached *top*. True when nothing known is missing; False: read again."""
         if top.epoch == self.epoch:
             self.last = max(self.last, top.offset)
-        self.healing = self.last < self.target
+        self.healing, self.doubted = self.doubted or self.last < self.target, False
         return not self.healing
 
     def unhealed(self, tail: Position | None) -> None:
         """The hole could not be filled: go on after *tail*; subscribers are to be told."""
         self.epoch, self.last = tail or (self.epoch, self.target)
         self.target = self.last
-        self.healing = False
+        self.healing = self.doubted = False

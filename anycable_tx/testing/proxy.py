@@ -14,12 +14,15 @@ answers each with a line, ``{"ok": true, ...}`` or ``{"ok": false, "error": ...}
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import socket
 import sys
+import termios
 from collections.abc import Coroutine, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from struct import calcsize, unpack
 from typing import Any
 
 from twisted.internet import task
@@ -125,7 +128,7 @@ class _Pipe:
         if self.rules.budget == 0:
             self._buffer.clear()
             self._sink.unregisterProducer()
-            self._sink.registerProducer(_CutWhenWritten(self._link), False)
+            self._sink.registerProducer(_CutWhenWritten(self._reactor, self._link, self._sink), False)
 
     def _hold(self, reason: str, held: bool) -> None:
         before = bool(self._held_by)
@@ -145,19 +148,36 @@ class _Pipe:
 
 @implementer(IPullProducer)
 class _CutWhenWritten:
-    """Asked for more once at registration and again when all is written: that is the moment to cut."""
+    """Asked for more once at registration and again when all is written; cuts once the kernel has delivered it."""
 
-    def __init__(self, link: _Link):
+    def __init__(self, reactor: Any, link: _Link, sink: Any):
+        self._reactor = reactor
         self._link = link
+        self._sink = sink
         self._asked = False
+        self._timer: Any = None
 
     def resumeProducing(self) -> None:
         if self._asked:
-            self._link.abort()
+            self._cut()
         self._asked = True
 
     def stopProducing(self) -> None:
-        """Nothing to stop."""
+        """The sink is gone before everything was delivered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut(self) -> None:
+        self._timer = None
+        descriptor = self._sink.fileno()
+        if descriptor < 0:
+            return  # it was cut meanwhile
+        (unsent,) = unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(calcsize("i"))))
+        if unsent:
+            self._timer = self._reactor.callLater(0.002, self._cut)
+        else:
+            self._link.abort()
 
 
 class _End(Protocol):

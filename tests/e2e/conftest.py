@@ -10,7 +10,8 @@ from anycable_tx.testing.checker import EventLog
 from anycable_tx.testing.processes import ProxyProcess, Publisher, Server, server
 from tests.e2e.node import Node, install
 
-RESUMABLE = ("--presets=broker", "--public")
+#: More history than any test publishes, so that a refusal is never right.
+RESUMABLE = ("--presets=broker", "--public", "--history_limit=5000", "--broker_snapshot=snapshot")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def node(official_clients: None, log: EventLog) -> Iterator[Node]:
 @pytest.fixture
 def cable() -> Iterator[Server]:
     """A server with history and resumable sessions, open to everybody."""
-    with server(*RESUMABLE, "--broker_snapshot=snapshot") as running:
+    with server(*RESUMABLE) as running:
         yield running
 
 

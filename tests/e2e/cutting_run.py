@@ -136,7 +136,7 @@ def run(plan: Plan, file: IO[str] | None = None) -> Report:
     Raises ProcessFailed if the server fails.
     """
     log = EventLog(file)
-    options = ("--presets=broker", "--public", "--broker_snapshot=snapshot")
+    options = ("--presets=broker", "--public", "--broker_snapshot=snapshot", "--history_limit=5000")
     with server(*options) as target, ProxyProcess(target.port) as proxy:
         superseded = asyncio.run(_drive(plan, target, proxy, log))
     report = log.check()

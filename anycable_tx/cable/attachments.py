@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from anycable_tx.cable.hub import LocalStream
     from anycable_tx.cable.session import Subscription
 
-__all__ = ["MAX_WAITING", "Attachment", "Barrier"]
+__all__ = ["Attachment", "Barrier"]
 
-#: How many transient messages a held attachment keeps; the oldest are dropped and counted beyond that.
+#: How many transient messages, and how many bytes of them, a held attachment keeps.
 MAX_WAITING = 100
+MAX_WAITING_BYTES = 1 << 18
 
 
 class Barrier:
@@ -44,6 +45,16 @@ class Barrier:
         self.touched = False
         self.opened_from: Position | None = None
         self.waiting: list[StreamMessage] = []
+
+    def wait(self, message: StreamMessage) -> int:
+        """Keep a transient message until the barrier opens; answers how many older ones had to go for it."""
+        waiting = self.waiting
+        waiting.append(message)
+        dropped = 0
+        while len(waiting) > MAX_WAITING or sum(len(m.payload) for m in waiting) > MAX_WAITING_BYTES:
+            del waiting[0]
+            dropped += 1
+        return dropped
 
 
 class Attachment:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from anycable_tx.cable.attachments import MAX_WAITING, Attachment
+from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.codec import broadcast_frame, broadcast_tail
 from anycable_tx.cable.fanout import Fanout, Group
 from anycable_tx.cable.messages import StreamMessage
@@ -122,8 +122,6 @@ class Hub:
         for attachment in stream.held:
             if attachment.barrier is None or attachment.subscription.session.is_excluded(message):
                 continue
-            waiting = attachment.barrier.waiting
-            waiting.append(message)
-            if len(waiting) > MAX_WAITING:
-                del waiting[0]
-                self.metrics.count("transient_dropped_total")
+            dropped = attachment.barrier.wait(message)
+            if dropped:
+                self.metrics.count("transient_dropped_total", dropped)

@@ -205,19 +205,28 @@ class Session:
         if len(self._queue) == self.services.max_pending:
             self.outlet.pause()
 
-    async def _work(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run *job* and then what queued up meanwhile."""
+    async def _work(self, job: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Run *job* and then what queued up meanwhile, whether it fails or not."""
         try:
-            await job()
-        finally:
-            queue = self._queue
-            if queue and self.state is not State.CLOSED:
-                if len(queue) == self.services.max_pending:
-                    self.outlet.resume()
-                self.services.spawn(self._work(queue.popleft()))
-            else:
-                self._queue = None
-                self._busy = False
+            while job is not None:
+                await job()
+                job = self._next()
+        except BaseException:
+            job = self._next()
+            if job is not None:
+                self.services.spawn(self._work(job))
+            raise
+
+    def _next(self) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """The next job; None when there is none, and then the session is idle."""
+        queue = self._queue
+        if not queue or self.state is State.CLOSED:
+            self._queue = None
+            self._busy = False
+            return None
+        if len(queue) == self.services.max_pending:
+            self.outlet.resume()
+        return queue.popleft()
 
     def is_open(self) -> bool:
         """Authenticated, and the connection is there."""

@@ -148,6 +148,8 @@ def test_an_id_seen_again_after_its_time_is_remembered_anew():
     ids.add("chat", "p-1", 1, now=0)
     ids.add("chat", "p-2", 2, now=1)
     ids.add("chat", "p-1", 3, now=12)
+    assert ids.offset("chat", "p-2", 10.75) == 2
+    assert ids.offset("chat", "p-2", 11) is None
     ids.sweep(13)
     assert ids.offset("chat", "p-2", 13) is None
     assert ids.offset("chat", "p-1", 13) == 3

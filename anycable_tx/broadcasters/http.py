@@ -85,8 +85,8 @@ class HTTPBroadcaster:
         self.announcement = (
             f"{_DERIVED if derived else ''}"
             f"Accept broadcast requests at {scheme}://{settings.get('host', 'localhost')}:{port}{path} "
-            f"({'authorization required' if self._resource.key else 'no authorization'})"
-            f"{', CORS enabled' if origins else ''}"
+            f"({'authorization required' if self._resource.key else 'no authorization'}"
+            f"{', CORS enabled' if origins else ''})"
         )
 
     async def start(self) -> None:

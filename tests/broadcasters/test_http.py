@@ -421,7 +421,7 @@ def test_an_unexpected_error_is_a_500_with_a_traceback(logged):
     [
         ({}, "http://localhost:8090/_broadcast (no authorization)"),
         ({"broadcast_key": "k"}, "http://localhost:8090/_broadcast (authorization required)"),
-        ({"http_broadcast_cors": True}, "http://localhost:8090/_broadcast (no authorization), CORS enabled"),
+        ({"http_broadcast_cors": True}, "http://localhost:8090/_broadcast (no authorization, CORS enabled)"),
         ({"ssl_cert": "c.pem", "host": "h"}, "https://h:8090/_broadcast (no authorization)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import signal
@@ -57,9 +58,11 @@ def install_reactor(settings: Settings, explicit: str | None) -> None:
     try:
         import uvloop
 
-        loop = uvloop.new_event_loop()
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     except ImportError:
-        loop = None
+        loop = asyncio.new_event_loop()
+    # Providers start before the loop runs, when asyncio cannot find it by itself.
+    asyncio.set_event_loop(loop)
     asyncioreactor.install(loop)
 
 

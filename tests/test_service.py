@@ -369,8 +369,11 @@ def test_a_provider_that_needs_asyncio_gets_a_reactor_on_uvloop(monkeypatch: pyt
     monkeypatch.setattr("twisted.internet.asyncioreactor.install", loops.append)
     monkeypatch.setattr(service_module, "find", lambda kind, _: Needy(kind == "pubsub"))
     monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
+    current: list[Any] = []
+    monkeypatch.setattr("asyncio.set_event_loop", current.append)
     install_reactor(defaults(public=True), None)
     [loop] = loops
+    assert current == [loop]
     assert type(loop).__module__.startswith("uvloop")
     loop.close()
 

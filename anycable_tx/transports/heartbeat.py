@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 __all__ = ["Heartbeat", "Pinged"]
 
+_log = Logger()
 #: Seconds per tick.
 TICK = 0.05
 #: No bucket is farther away than this many ticks.
@@ -36,6 +39,14 @@ class Pinged(Protocol):
 
     def opening_timed_out(self) -> None:
         """The request head did not arrive in time, or it did and this means nothing."""
+
+
+def _tell(visit: Callable[[], None]) -> None:
+    """An error in one connection must not end the pings of all others."""
+    try:
+        visit()
+    except Exception:
+        _log.failure("unexpected error")
 
 
 class Heartbeat:
@@ -86,11 +97,11 @@ class Heartbeat:
     def _run(self) -> None:
         now = self._reactor.seconds()
         while self._opening and self._opening[0][0] <= now:
-            self._opening.popleft()[1].opening_timed_out()
+            _tell(self._opening.popleft()[1].opening_timed_out)
         while self._deadlines and self._deadlines[0][0] <= now:
             due, connection = self._deadlines.popleft()
             if connection.pong_due == due and connection.is_alive():
-                connection.pong_missing()
+                _tell(connection.pong_missing)
         last = int((now - self._start) / TICK)
         while self._tick < last:
             self._tick += 1
@@ -101,9 +112,11 @@ class Heartbeat:
     def _visit(self, bucket: dict[tuple[int, int], list[Pinged]]) -> None:
         for (interval, wait), connections in bucket.items():
             alive = [c for c in connections if c.is_alive()]
-            if not wait:
-                for connection in alive:
-                    connection.ping()
+            if not alive:
+                continue
             step = min(wait or interval, FARTHEST)
             rest = (wait or interval) - step
             self._buckets.setdefault(self._tick + step, {}).setdefault((interval, rest), []).extend(alive)
+            if not wait:
+                for connection in alive:
+                    _tell(connection.ping)

@@ -154,8 +154,9 @@ class SharedGroup:
                 attachment.index = index  # type: ignore[union-attr]
 
     def slow(self, attachment: Attachment, slot: Any) -> None:
-        """The member's slot changed."""
-        self.slots[attachment.index] = slot
+        """The member's slot changed; nothing to do while it is out of the group for one message."""
+        if attachment.index >= 0:
+            self.slots[attachment.index] = slot
 
 
 class Flusher:
@@ -183,15 +184,19 @@ class Flusher:
     def _run(self) -> None:
         budget = SLICE
         dirty = self._dirty
-        while dirty and budget > 0:
-            group = dirty.popleft()
-            budget -= group.flush(budget) + 1
-            if group.waiting:
-                dirty.append(group)
-        if dirty:
-            self.reactor.callLater(0, self._run)
-        else:
-            self.pending = False
+        try:
+            while dirty and budget > 0:
+                group = dirty.popleft()
+                try:
+                    budget -= group.flush(budget) + 1
+                finally:
+                    if group.waiting:
+                        dirty.append(group)
+        finally:  # an error ends this turn, not the fan-out
+            if dirty:
+                self.reactor.callLater(0, self._run)
+            else:
+                self.pending = False
 
     def flush(self) -> None:
         """Let everything leave now."""

@@ -41,7 +41,7 @@ class Refusal(Exception):
 
 
 class Head(NamedTuple):
-    """A request head. Header names are lower case; of a repeated header the first value counts."""
+    """A request head. Header names are lower case; of a repeated header that is no list the first value counts."""
 
     method: str
     target: str
@@ -78,7 +78,7 @@ def parse_head(head: bytes) -> Head:
         name, value = name.lower(), value.strip()
         if name not in headers:
             headers[name] = value
-        elif name.startswith("sec-websocket-"):
+        elif name.startswith("sec-websocket-") or name in ("connection", "upgrade"):
             headers[name] += "," + value
     path, _, query = target.partition("?")
     if "://" in path:  # the absolute form

@@ -137,13 +137,16 @@ class Node:
             extended=extended,
             resumable=extended and self._resumable,
         )
+        if session.sid == sid:
+            self.sessions.arrives(session)
         session.begin(lambda: admit(session, arrival, self))
         return session
 
     def disconnected(self, session: Session) -> None:
         """The client's connection is gone."""
-        if not session.is_open():
+        if not session.was_admitted():
             session.lost()
+            self.sessions.remove(session)
             return
         record = session.record()
         view = session.view()
@@ -163,6 +166,10 @@ class Node:
 
     async def _notify(self, view: Any, subscriptions: dict[str, dict[str, str]]) -> None:
         await self.controllers.disconnect(view, subscriptions)
+
+    def arrives(self, session: Session) -> None:
+        """Others can know the session's sid."""
+        self.sessions.arrives(session)
 
     def register(self, session: Session) -> None:
         """The session is authenticated."""
@@ -194,6 +201,9 @@ class Node:
         if session is None:
             if self.pubsub.distributed:
                 await self.pubsub.publish_command(RemoteCommand("takeover", {"sid": sid}))
+            return None
+        if not session.was_admitted():
+            self._displace(session)
             return None
         record = session.record()
         self._displace(session)

@@ -19,6 +19,7 @@ class Sessions:
     def __init__(self) -> None:
         self._by_sid: dict[str, Session] = {}
         self._by_earlier_sid: dict[str, Session] = {}
+        self._arriving: dict[str, Session] = {}
         self._by_identifiers: dict[str, Session | list[Session]] = {}
 
     def __len__(self) -> int:
@@ -31,8 +32,13 @@ class Sessions:
         """How many different connection identifiers there are."""
         return len(self._by_identifiers)
 
+    def arrives(self, session: Session) -> None:
+        """Others may know this sid before the session is let in: as its request's id, or as a session's heir."""
+        self._arriving[session.sid] = session
+
     def add(self, session: Session) -> None:
-        """Make *session* findable."""
+        """The session is let in."""
+        self._arriving.pop(session.sid, None)
         session.identifiers = intern(session.identifiers)
         self._by_sid[session.sid] = session
         for sid in session.previous:
@@ -47,6 +53,8 @@ class Sessions:
 
     def remove(self, session: Session) -> None:
         """Forget *session*; unknown ones are ignored."""
+        if self._arriving.get(session.sid) is session:
+            del self._arriving[session.sid]
         if self._by_sid.get(session.sid) is not session:
             return
         del self._by_sid[session.sid]
@@ -62,20 +70,21 @@ class Sessions:
                 del self._by_identifiers[session.identifiers]
 
     def get(self, sid: str) -> Session | None:
-        """The session with that sid."""
-        return self._by_sid.get(sid)
+        """The session with that sid, let in or not."""
+        return self._by_sid.get(sid) or self._arriving.get(sid)
 
     def find(self, sid: str) -> Session | None:
         """The session that has that sid, or had it before it was resumed."""
         return self._by_sid.get(sid) or self._by_earlier_sid.get(sid)
 
     def of(self, identifiers: str) -> list[Session]:
-        """All sessions with these connection identifiers."""
+        """All sessions with these connection identifiers, those that are just being resumed included."""
         found = self._by_identifiers.get(identifiers)
+        arriving = [s for s in self._arriving.values() if identifiers and s.identifiers == identifiers]
         if found is None:
-            return []
-        return list(found) if isinstance(found, list) else [found]
+            return arriving
+        return [*found, *arriving] if isinstance(found, list) else [found, *arriving]
 
     def unused(self, sid: str) -> str:
         """*sid* if it may become a session's: well-formed and not in use; else '' (CP-15, RA-6)."""
-        return sid if sid and _VALID_SID.fullmatch(sid) and self.find(sid) is None else ""
+        return sid if sid and _VALID_SID.fullmatch(sid) and not (self.find(sid) or self.get(sid)) else ""

@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol
 from anycable_tx.cable import codec
 from anycable_tx.cable.attachments import Attachment, Barrier
 from anycable_tx.cable.messages import Position
-from anycable_tx.cable.records import SessionRecord
+from anycable_tx.cable.records import SessionRecord, StreamRecord
 from anycable_tx.cable.replies import ConnectReply, RequestEnv, Status
 from anycable_tx.cable.session import Services, Session, Subscription
+from anycable_tx.errors import BrokerUnavailable
 
 __all__ = ["Arrival", "Registry", "admit"]
 
@@ -23,6 +24,9 @@ class Arrival(NamedTuple):
 
 class Registry(Services, Protocol):
     """What admission needs from the node besides what sessions need."""
+
+    def arrives(self, session: Session) -> None:
+        """The session may be taken over before it is authenticated, because others can know its sid."""
 
     def register(self, session: Session) -> None:
         """The session is authenticated: it can be found by its sid and identifiers."""
@@ -38,9 +42,21 @@ class Registry(Services, Protocol):
 
 
 async def admit(session: Session, arrival: Arrival, registry: Registry) -> None:
-    """Resume or authenticate; the session's queued commands run afterwards."""
-    if session.resumable and arrival.previous_sid and await _resume(session, arrival, registry):
-        return
+    """Resume or authenticate; the session's queued commands run afterwards.
+
+    If that fails for a reason nobody expected, the connection is closed without a ``disconnect`` frame: the client
+    keeps its session and tries again.
+    """
+    try:
+        if session.resumable and arrival.previous_sid and await _resume(session, arrival, registry):
+            return
+        await _authenticate(session, arrival, registry)
+    except BaseException:
+        session.disconnect(1011, "Auth Error")
+        raise
+
+
+async def _authenticate(session: Session, arrival: Arrival, registry: Registry) -> None:
     reply = await registry.controllers.authenticate(session.sid, arrival.env)
     if session.is_closed():
         return
@@ -77,12 +93,18 @@ def _refuse(session: Session, reply: ConnectReply, registry: Registry) -> None:
 
 async def _resume(session: Session, arrival: Arrival, registry: Registry) -> bool:
     """Resume the session the client names. False: it has to authenticate."""
-    previous = arrival.previous_sid
-    claim = await registry.broker.claim_session(previous, session.sid)
+    previous, broker = arrival.previous_sid, registry.broker
+    registry.arrives(session)
+    try:
+        claim = await broker.claim_session(previous, session.sid)
+    except BrokerUnavailable:
+        registry.metrics.count("sessions_refused_total", reason="unavailable")
+        return False
     record = SessionRecord.decode(claim.record) if claim else None
     if claim is None or record is None:
         registry.metrics.count("sessions_refused_total", reason="unknown")
         return False
+    session.identifiers = record.identifiers  # from here on a remote disconnect finds it
     verdict = await registry.controllers.check_restore(record.identifiers, arrival.env)
     if session.is_closed():
         return True
@@ -96,31 +118,37 @@ async def _resume(session: Session, arrival: Arrival, registry: Registry) -> boo
     if claim.rival:
         # Somebody resumed this session before and never acted: its welcome was lost, or it lost the race.
         await registry.take_over(claim.rival)
-        await registry.broker.forget_session(claim.rival)
-    session.resumes(record, previous)
-    joined = await registry.broker.move_presence(previous, session.sid)
+        await broker.forget_session(claim.rival)
+    try:
+        joined = await broker.move_presence(previous, session.sid)
+        if claim.rival:
+            joined |= await broker.move_presence(claim.rival, session.sid)
+    finally:
+        if session.is_closed():
+            await broker.release_presence(session.sid)
     if session.is_closed():
         return True
     registry.metrics.count("sessions_restored_total")
-    _open(session, arrival, registry)
-    session.send(codec.welcome_frame(session.sid, list(record.subscriptions)))  # the first frame (CP-99)
+    session.resumes(record, previous)
     for identifier in record.subscriptions:
-        session.subscriptions[identifier] = Subscription(session, identifier)
+        subscription = session.subscriptions[identifier] = Subscription(session, identifier)
+        subscription.merge(record.istate.get(identifier, {}))
+        subscription.joined = bool(subscription.presence) and subscription.presence in joined
+    _open(session, arrival, registry)
+    await registry.save(session)  # before the client can know its new sid
+    if not session.is_open():
+        return True
+    session.send(codec.welcome_frame(session.sid, list(record.subscriptions)))  # the first frame (CP-99)
     for subscription in list(session.subscriptions.values()):
-        await _reattach(subscription, record, joined, registry)
-    await registry.save(session)
+        await _reattach(subscription, record.subscriptions[subscription.identifier], registry)
     registry.await_history(session)
     return True
 
 
-async def _reattach(
-    subscription: Subscription, record: SessionRecord, joined: dict[str, str], registry: Registry
-) -> None:
+async def _reattach(subscription: Subscription, places: dict[str, StreamRecord], registry: Registry) -> None:
     """Attach the streams of a resumed subscription, held until the client asks for what it missed."""
     session = subscription.session
-    subscription.merge(record.istate.get(subscription.identifier, {}))
-    subscription.joined = bool(subscription.presence) and subscription.presence in joined
-    for name, place in record.subscriptions[subscription.identifier].items():
+    for name, place in places.items():
         stream = await registry.open_stream(name)
         if not session.is_open():
             registry.close_stream(stream)

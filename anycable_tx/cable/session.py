@@ -64,11 +64,12 @@ class Services(Protocol):
 
 
 class State(IntEnum):
-    """The life of a session."""
+    """The life of a session. CLOSING: our close frame was written, and the connection is still there."""
 
     OPENING = 0
     OPEN = 1
-    CLOSED = 2
+    CLOSING = 2
+    CLOSED = 3
 
 
 class Subscription:
@@ -121,8 +122,8 @@ class Session:
 
     __slots__ = (
         "_busy",
+        "_came",
         "_queue",
-        "_unspent",
         "cstate",
         "disconnectable",
         "displaced",
@@ -155,7 +156,8 @@ class Session:
         self.displaced = False
         self._busy = True  # until admitted, commands wait
         self._queue: deque[Callable[[], Coroutine[Any, Any, None]]] | None = None
-        self._unspent = ""
+        #: The record it came back with, until the client acts.
+        self._came: SessionRecord | None = None
 
     # -- what it says
 
@@ -179,13 +181,21 @@ class Session:
                     attachment.group.settle(attachment)
 
     def disconnect(self, code: int, text: str, reason: str = "", *, reconnect: bool = False) -> None:
-        """Close the connection, after a ``disconnect`` frame if a *reason* is given."""
-        if self.state is State.CLOSED:
+        """Close the connection, after a ``disconnect`` frame if a *reason* is given.
+
+        Nothing is written behind the close frame, and no command is carried out any more. Where the streams of a
+        session that was let in stand is kept for its record.
+        """
+        if self.state in (State.CLOSING, State.CLOSED):
             return
         self.settle()
         if reason:
             self.outlet.send(codec.disconnect_frame(reason, reconnect))
         self.outlet.close(code, text)
+        self.state = State.CLOSED if self.state is State.OPENING else State.CLOSING
+        for subscription in self.subscriptions.values():
+            for attachment in subscription.attachments:
+                attachment.hold()
 
     # -- what it is told
 
@@ -229,12 +239,16 @@ class Session:
         return queue.popleft()
 
     def is_open(self) -> bool:
-        """Authenticated, and the connection is there."""
+        """Authenticated, and the client can be written to."""
         return self.state is State.OPEN
 
     def is_closed(self) -> bool:
-        """The connection is gone."""
+        """The connection is gone, or was closed before the client was let in."""
         return self.state is State.CLOSED
+
+    def was_admitted(self) -> bool:
+        """The client was let in, and its end has not been dealt with yet."""
+        return self.state in (State.OPEN, State.CLOSING)
 
     def admitted(self) -> None:
         """Authentication is over: the session is open and its commands run."""
@@ -242,9 +256,9 @@ class Session:
 
     def spend(self) -> None:
         """The client acted: it has its new sid, so the one it came with is of no more use."""
-        if self._unspent:
-            self.services.acted(self, self._unspent)
-            self._unspent = ""
+        if self._came is not None:
+            self._came = None
+            self.services.acted(self, self.previous[-1])
 
     def resumes(self, record: SessionRecord, previous: str) -> None:
         """Take over what *record* says of the session that was *previous*."""
@@ -252,7 +266,7 @@ class Session:
         self.cstate = record.cstate or None
         self.disconnectable = record.disconnectable
         self.previous = (*record.previous, previous)[-MAX_PREVIOUS:]
-        self._unspent = previous
+        self._came = record
 
     def lost(self) -> None:
         """The connection is gone; nothing more is written to it."""
@@ -298,12 +312,18 @@ class Session:
         """The session as the broker is to keep it.
 
         Only a record of a session *at rest* can prove that nothing was sent after a held cursor: one that is
-        saved while the session goes on is out of date as soon as its barriers open.
+        saved while the session goes on is out of date as soon as its barriers open. What a resumed session has not
+        attached yet stands where it stood.
         """
+        came = self._came.subscriptions if self._came is not None else {}
         return SessionRecord(
             self.identifiers,
             {
                 identifier: {
+                    name: StreamRecord(place.base, place.cursor, at_rest)
+                    for name, place in came.get(identifier, {}).items()
+                }
+                | {
                     a.stream.name: StreamRecord(a.base, a.cursor, at_rest and a.untouched)
                     for a in subscription.attachments
                 }

@@ -280,6 +280,9 @@ class Server:
             await self._pause(GLANCE)
         if self.factory.connections:
             self.log.warn("connections were still open", attrs={"context": "node", "num": self.factory.connections})
+        for session in self.node.sessions:
+            # Those that did not answer are gone now, while there is a broker to keep their sessions.
+            self.node.disconnected(session)
 
     def _pace(self, count: int, seconds: float) -> tuple[int, float]:
         """How many of *count* sessions to close at once, and the seconds between, to be done in *seconds*."""

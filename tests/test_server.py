@@ -419,10 +419,24 @@ def test_in_a_hurry_the_stop_ends_within_a_second_wherever_it_is(world: Callable
 
 
 @pytest.mark.statement("CO-43")
-def test_in_a_hurry_clients_are_told_and_not_waited_for(world: Callable[..., World]) -> None:
-    it = world(shutdown_slowdrain=True)
+def test_in_a_hurry_clients_are_told_and_not_waited_for_and_their_sessions_are_kept(
+    world: Callable[..., World], log: list[LogEvent]
+) -> None:
+    it = world(shutdown_slowdrain=True, broker="memory")
+    released: list[str] = []
+
+    async def release(sid: str, record: bytes) -> None:
+        assert "stop" not in released
+        released.append(sid)
+
+    async def stop() -> None:
+        released.append("stop")
+
+    it.server.node.broker.release_session = release  # type: ignore[method-assign]
+    stop_broker = it.server.node.broker.stop
+    it.server.node.broker.stop = stop  # type: ignore[method-assign]
     it.start()
-    clients = [it.client() for _ in range(20)]
+    clients = [it.client(EXT) for _ in range(20)]
     for client in clients:
         client.answers_close = False
     done = it.begin(it.server.stop())
@@ -431,6 +445,13 @@ def test_in_a_hurry_clients_are_told_and_not_waited_for(world: Callable[..., Wor
     it.server.hurry()
     assert it.run(5, done) <= SLACK
     assert [client.close_code for client in clients] == [1001] * 20
+    assert len(set(released[:-1])) == 20
+    assert released[-1] == "stop"
+    for client in clients:
+        client.leave()
+    assert len(released) == 21
+    assert texts(log, LogLevel.error) == []
+    result_of(stop_broker())
 
 
 def test_stopping_a_server_that_never_started_does_nothing(world: Callable[..., World], log: list[LogEvent]) -> None:

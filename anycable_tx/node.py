@@ -180,9 +180,17 @@ class Node:
         return bool(getattr(self.controllers, "keeps_env", False))
 
     async def save(self, session: Session) -> None:
-        """Keep the session's record, if it is resumable."""
+        """Keep the session's record, if it is resumable. A broker that cannot holds nothing up."""
         if session.resumable and session.is_open():
-            await self.broker.save_session(session.sid, session.identifiers, session.record(at_rest=False).encode())
+            record = session.record(at_rest=False).encode()
+            try:
+                await self.broker.save_session(session.sid, session.identifiers, record)
+            except Exception:
+                self._broker_failed("cannot keep a session", sid=session.sid)
+
+    def _broker_failed(self, text: str, **attrs: str) -> None:
+        self.metrics.count("broker_errors_total")
+        self.log.failure("{text}", text=text, attrs={"context": "broker", **attrs})
 
     def acted(self, session: Session, previous: str) -> None:
         """The resumed client has its new sid: the one before cannot be claimed any more."""
@@ -251,6 +259,16 @@ class Node:
         if stream.idle:
             self._lingering.append((self.reactor.seconds() + LINGER, stream))
 
+    async def history(self, stream: LocalStream, request: HistoryRequest) -> History:
+        """The broker's answer. Raises HistoryRefused and nothing else."""
+        try:
+            return await self.broker.history(stream.name, request)
+        except HistoryRefused:
+            raise
+        except Exception:
+            self._broker_failed("cannot read history", stream=stream.name)
+            raise HistoryRefused("unavailable") from None
+
     def advance(self, stream: LocalStream, history: History) -> None:
         """Hand messages that a read has shown before the bus brought them to everybody."""
         for message in history.messages:
@@ -276,7 +294,7 @@ class Node:
                 await self._give_up(stream, e.reason)
                 return
             except Exception:
-                self.log.failure("cannot read {stream} from the broker", stream=stream.name)
+                self._broker_failed("cannot read what is missing", stream=stream.name)
                 continue
             for message in history.messages:
                 if position.fetched(message):
@@ -290,7 +308,7 @@ class Node:
         try:
             tail = await self.broker.tail(stream.name)
         except Exception:
-            self.log.failure("cannot read {stream} from the broker", stream=stream.name)
+            self._broker_failed("cannot read the end of a stream", stream=stream.name)
             tail = None
         stream.position.unhealed(tail)
         self.metrics.count("broadcast_gaps_unhealed_total", reason=reason)

@@ -14,7 +14,7 @@ from anycable_tx.cable.live import answer_history, go_live
 from anycable_tx.cable.messages import Publication
 from anycable_tx.cable.replies import Reply, Status
 from anycable_tx.cable.session import Session, Subscription
-from anycable_tx.errors import BadCommand, PresenceRefused
+from anycable_tx.errors import BadCommand, BrokerUnavailable, PresenceRefused
 
 __all__ = ["COMMANDS", "receive"]
 
@@ -41,7 +41,12 @@ async def _execute(session: Session, command: Command) -> None:
     if not session.is_open():
         return
     session.spend()
-    await COMMANDS[command.name](session, command)
+    try:
+        await COMMANDS[command.name](session, command)
+    except BrokerUnavailable:
+        # Silence: official clients ask again by themselves.
+        session.services.metrics.count("broker_errors_total")
+        session.services.metrics.count("failed_client_msg_total")
 
 
 async def _subscribe(session: Session, command: Command) -> None:
@@ -65,47 +70,66 @@ async def _subscribe(session: Session, command: Command) -> None:
         session.transmit(reply.transmissions)
         _disconnect_if_asked(session, reply)
         return
-    subscription = session.subscriptions[identifier] = Subscription(session, identifier)
+    subscription = Subscription(session, identifier)
     held = await _apply(subscription, reply)
-    if not session.is_open():
-        return
-    await services.save(session)
-    if command.history is not None and (command.history.since > 0 or command.history.streams is not None):
-        await answer_history(subscription, command.history)
-    await go_live(subscription, held)
+    try:
+        await _act(subscription, reply)
+        await services.save(session)
+        if command.history is not None and (command.history.since > 0 or command.history.streams is not None):
+            await answer_history(subscription, command.history)
+    finally:
+        await go_live(subscription, held)
     if command.presence is not None:
         await _join(session, command)
 
 
 async def _apply(subscription: Subscription, reply: Reply) -> tuple[Attachment, ...]:
-    """Carry out a controller's reply; answers the new attachments, held."""
+    """Carry out a controller's reply up to its transmissions; answers the new attachments, held.
+
+    A new subscription is the session's once all its streams are open, when it is confirmed: what is not confirmed
+    must not come back in a resumed session. If one of the streams cannot be opened, none is.
+    """
     session = subscription.session
     if reply.stop_streams:
         session.detach(subscription)
     elif reply.stopped_streams:
         session.detach(subscription, set(reply.stopped_streams))
-    attached = []
-    for name in dict.fromkeys(reply.streams):
-        stream = await session.services.open_stream(name)
-        if not session.is_open():
-            session.services.close_stream(stream)
-            return ()
-        if all(a.stream is not stream for a in subscription.attachments):
-            attachment = Attachment(subscription, stream, stream.position.position)
-            stream.hold(attachment)
-            subscription.attachments = (*subscription.attachments, attachment)
-            attached.append(attachment)
+    attached: list[Attachment] = []
+    complete = False
+    try:
+        for name in dict.fromkeys(reply.streams):
+            stream = await session.services.open_stream(name)
+            if not session.is_open():
+                session.services.close_stream(stream)
+                return ()
+            if all(a.stream is not stream for a in subscription.attachments):
+                attachment = Attachment(subscription, stream, stream.position.position)
+                stream.hold(attachment)
+                subscription.attachments = (*subscription.attachments, attachment)
+                attached.append(attachment)
+        complete = True
+    finally:
+        if not complete:
+            session.detach(subscription, {a.stream.name for a in attached})
+    session.subscriptions[subscription.identifier] = subscription
     subscription.merge(reply.istate)
     if reply.cstate:
         session.merge(reply.cstate)
     session.transmit(reply.transmissions)
+    return tuple(attached)
+
+
+async def _act(subscription: Subscription, reply: Reply) -> None:
+    """Carry out what a controller's reply asks for behind its transmissions."""
+    session = subscription.session
+    if not session.is_open():
+        return
     if reply.presence is not None and subscription.presence:
         if reply.presence.type == "join":
             await _announce_join(subscription, reply.presence.id, reply.presence.info)
         elif reply.presence.type == "leave":
             await _leave_presence(subscription)
     _disconnect_if_asked(session, reply)
-    return tuple(attached)
 
 
 def _disconnect_if_asked(session: Session, reply: Reply) -> None:
@@ -143,7 +167,10 @@ async def _message(session: Session, command: Command) -> None:
         session.services.metrics.count("failed_client_msg_total")
         return
     held = await _apply(subscription, reply)
-    await go_live(subscription, held)
+    try:
+        await _act(subscription, reply)
+    finally:
+        await go_live(subscription, held)
     if reply.streams or reply.stopped_streams or reply.stop_streams or reply.cstate or reply.istate:
         await session.services.save(session)
 
@@ -153,8 +180,10 @@ async def _history(session: Session, command: Command) -> None:
     ask = command.history
     if subscription is None or ask is None or (ask.since == 0 and ask.streams is None):
         return
-    await answer_history(subscription, ask)
-    await go_live(subscription, subscription.attachments)
+    try:
+        await answer_history(subscription, ask)
+    finally:
+        await go_live(subscription, subscription.attachments)
 
 
 async def _whisper(session: Session, command: Command) -> None:
@@ -177,12 +206,16 @@ async def _join(session: Session, command: Command) -> None:
 
 async def _announce_join(subscription: Subscription, id: str, info: object) -> None:
     session, stream = subscription.session, subscription.presence
+    if not session.is_open():
+        return
     try:
         changed = await session.services.broker.join(stream, session.sid, id, info)
     except PresenceRefused:
         session.services.metrics.count("presence_refused_total")
         return
     subscription.joined = True
+    if session.is_closed():
+        await session.services.broker.release_presence(session.sid)
     if changed:
         await _announce(session, stream, codec.member_event("join", id, info))
 
@@ -215,7 +248,7 @@ async def _presence(session: Session, command: Command) -> None:
     asked = command.data if type(command.data) is dict else {}
     try:
         members = await session.services.broker.members(subscription.presence)
-    except PresenceRefused:
+    except (PresenceRefused, BrokerUnavailable):
         session.services.metrics.count("presence_refused_total")
         session.send(codec.presence_error(subscription.json))
         return

@@ -120,7 +120,8 @@ class Hub:
 
     def _wait(self, stream: LocalStream, message: StreamMessage) -> None:
         for attachment in stream.held:
-            if attachment.barrier is None or attachment.subscription.session.is_excluded(message):
+            session = attachment.subscription.session
+            if attachment.barrier is None or not session.is_open() or session.is_excluded(message):
                 continue
             dropped = attachment.barrier.wait(message)
             if dropped:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from anycable_tx.cable import codec
 from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.codec import HistoryAsk
-from anycable_tx.cable.messages import HistoryRequest, StreamMessage
+from anycable_tx.cable.messages import HistoryRequest, Position, StreamMessage
 from anycable_tx.cable.session import Session, Subscription
 from anycable_tx.errors import HistoryRefused
 
@@ -45,7 +45,7 @@ async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...
     The client is told once, by ``reject_history``, if something can not be had any more.
     """
     session = subscription.session
-    broker = session.services.broker
+    services = session.services
     told = False
     for attachment in attachments:
         stream, barrier = attachment.stream, attachment.barrier
@@ -53,32 +53,41 @@ async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...
             continue
         while barrier.cursor != stream.position.position:
             try:
-                history = await broker.history(stream.name, HistoryRequest(barrier.cursor))
-                if history.top <= barrier.cursor < stream.position.position:
+                history = await services.history(stream, HistoryRequest(barrier.cursor))
+                if history.top == barrier.cursor and _ahead(stream.position.position, history.top):
                     raise HistoryRefused("unavailable")  # the broker is behind what was delivered already
-                if history.top.offset > stream.position.last:
+                if _ahead(history.top, stream.position.position):
                     # The bus has not brought these yet. Everybody gets them now, so that this one cannot be ahead.
-                    session.services.advance(stream, history)
-                    if history.top.offset > stream.position.last:
-                        await session.services.catch_up(stream)
+                    services.advance(stream, history)
+                    if _ahead(history.top, stream.position.position):
+                        await services.catch_up(stream)
                 if not session.is_open() or attachment not in subscription.attachments:
                     return
                 barrier.touched = True
                 await replay(subscription, history.messages)
                 barrier.cursor = history.top
             except HistoryRefused as e:
-                session.services.metrics.count("history_rejects_total", reason=e.reason)
+                services.metrics.count("history_rejects_total", reason=e.reason)
                 barrier.cursor = stream.position.position
                 told = True
             if not session.is_open() or attachment not in subscription.attachments:
                 return
-            if barrier.cursor > stream.position.position:
-                await session.services.catch_up(stream)
-                if barrier.cursor > stream.position.position:
+            if _ahead(barrier.cursor, stream.position.position):
+                await services.catch_up(stream)
+                if not session.is_open() or attachment not in subscription.attachments:
+                    return
+                if _ahead(barrier.cursor, stream.position.position):
                     barrier.cursor, told = stream.position.position, True
+        if not session.is_open():
+            return
         _release(subscription, attachment)
     if told:
         session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
+
+
+def _ahead(one: Position, other: Position) -> bool:
+    """Is *one* beyond *other*, in the same epoch or in another?"""
+    return one.epoch != other.epoch or one.offset > other.offset
 
 
 def _release(subscription: Subscription, attachment: Attachment) -> None:
@@ -111,7 +120,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
         for attachment in attachments:
             request = attachment.request(ask)
             if request is not None:
-                found.append((attachment, await services.broker.history(attachment.stream.name, request)))
+                found.append((attachment, await services.history(attachment.stream, request)))
     except HistoryRefused as e:
         services.metrics.count("history_rejects_total", reason=e.reason)
         if session.is_open():

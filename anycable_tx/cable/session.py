@@ -19,7 +19,7 @@ from anycable_tx.cable import codec
 from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.fanout import Fanout, Outlet
 from anycable_tx.cable.hub import LocalStream
-from anycable_tx.cable.messages import History, Publication, Receipt, StreamMessage
+from anycable_tx.cable.messages import History, HistoryRequest, Publication, Receipt, StreamMessage
 from anycable_tx.cable.records import MAX_PREVIOUS, SessionRecord, StreamRecord
 from anycable_tx.cable.replies import PRESENCE_STREAM, WHISPER_STREAM, RequestEnv, SessionView
 from anycable_tx.interfaces import IBroker, IController
@@ -47,6 +47,9 @@ class Services(Protocol):
     def close_stream(self, stream: LocalStream) -> None:
         """An attachment left it."""
 
+    def history(self, stream: LocalStream, request: HistoryRequest) -> Awaitable[History]:
+        """The broker's answer, or HistoryRefused, whatever went wrong."""
+
     def advance(self, stream: LocalStream, history: History) -> None:
         """A read from the broker showed messages the bus has not brought yet: hand them to everybody."""
 
@@ -57,7 +60,7 @@ class Services(Protocol):
         """Store and fan out."""
 
     def save(self, session: Session) -> Awaitable[None]:
-        """Keep the session's record, if it is resumable."""
+        """Keep the session's record, if it is resumable and the broker can."""
 
     def acted(self, session: Session, previous: str) -> None:
         """A resumed client sent its first command: the sid it came with is spent."""

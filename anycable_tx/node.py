@@ -63,6 +63,7 @@ class Node:
         self._resumable: bool = False
         self._barrier: float = settings["history_barrier"]
         self._running: set[Deferred[None]] = set()
+        self._releasing = 0
         self._lingering: deque[tuple[float, LocalStream]] = deque()
         self._awaiting: deque[tuple[float, Session]] = deque()
         self._ticker = LoopingCall(self._tick)
@@ -75,6 +76,11 @@ class Node:
         """Begin to serve; the providers have started."""
         self._resumable = self.broker.stores and self.settings["sessions_ttl"] > 0
         self._ticker.start(0.1, now=False)
+
+    async def released(self) -> None:
+        """Done when every session whose connection ended is in the broker's keeping and controllers know (P8)."""
+        while self._releasing:
+            await _sleep(self.reactor, 0.05)
 
     async def stop(self) -> None:
         """End background work. Sessions have been closed."""
@@ -155,9 +161,16 @@ class Node:
         self.sessions.remove(session)
         if session.displaced:
             return
-        self.spawn(self._release(session, record))
+        self.spawn(self._counted(self._release(session, record)))
         if session.disconnectable:
-            self.spawn(self._notify(view, subscriptions))
+            self.spawn(self._counted(self._notify(view, subscriptions)))
+
+    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
+        self._releasing += 1
+        try:
+            await work
+        finally:
+            self._releasing -= 1
 
     async def _release(self, session: Session, record: SessionRecord) -> None:
         await self.broker.release_presence(session.sid)

@@ -188,6 +188,7 @@ class Server:
         await self._bounded("running requests", self.sites.drain(), half)
         await self._stop_broadcasters(half)
         await self._close_clients()
+        await self._bounded("sessions", self.node.released())
         self.factory.stop()
         await self._stop_parts()
         self.log.info("Stopped", attrs={"context": "main"})

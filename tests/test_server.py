@@ -509,17 +509,67 @@ def test_what_was_queued_before_the_stop_is_written_first(world: Callable[..., W
     assert extended == [0, 1, 2]
 
 
-def test_a_client_that_was_being_let_in_when_the_ports_closed_is_told_too(world: Callable[..., World]) -> None:
+def test_a_broker_and_a_controller_that_take_their_time_with_sessions_are_waited_for(
+    world: Callable[..., World], log: list[LogEvent]
+) -> None:
+    it = world(broker="memory")
+    it.start()
+    node, kept, told = it.server.node, [], []
+    release = node.broker.release_session
+
+    async def slow_release(sid: str, record: bytes) -> None:
+        await it.server._pause(0.7)
+        kept.append(sid)
+        await release(sid, record)
+
+    async def slow_disconnect(*_: Any) -> None:
+        await it.server._pause(0.8)
+        told.append(len(kept))
+
+    node.broker.release_session = slow_release  # type: ignore[method-assign]
+    node.controllers.disconnect = slow_disconnect  # type: ignore[method-assign]
+    for _ in range(3):
+        it.client(EXT)
+    for session in node.sessions:
+        session.disconnectable = True
+    it.stop(within=2)
+    assert len(kept) == 3
+    assert told == [3, 3, 3]
+    assert texts(log, LogLevel.warn)[1:] == []
+
+
+def test_a_client_that_is_being_let_in_when_the_ports_close_is_told_once_it_is_in(
+    world: Callable[..., World],
+) -> None:
     it = world()
     it.start()
-    it.client()
-    late = Client(it)
-    done = it.begin(it.server.stop())
-    it.run(0.1)
-    late.upgrade(BASE)
-    it.run(5, done)
+    authenticate = it.server.node.controllers.authenticate
+
+    async def slowly(sid: str, env: Any) -> Any:
+        await it.server._pause(0.5)
+        return await authenticate(sid, env)
+
+    it.server.node.controllers.authenticate = slowly  # type: ignore[method-assign]
+    late = it.client()
+    assert late.frames == []
+    it.stop(within=5)
+    assert [f["type"] for f in late.frames if f["type"] != "ping"] == ["welcome", "disconnect"]
     assert late.heard() == [RESTART]
     assert late.close_code == 1001
+
+
+@pytest.mark.statement("CO-40", "CP-137")
+def test_who_asks_for_an_upgrade_after_the_ports_closed_is_refused(world: Callable[..., World]) -> None:
+    it = world()
+    it.start()
+    it.client().answers_close = False
+    late = Peer(it.server.factory, it.reactor)
+    done = it.begin(it.server.stop())
+    it.run(0.1)
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13"}
+    assert late.ask("GET", "/cable", **headers, Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==").status == 503
+    it.run(10, done)
+    assert done == [None]
 
 
 def test_a_client_that_never_answers_the_close_is_dropped(world: Callable[..., World]) -> None:

@@ -419,6 +419,9 @@ async def _go_on(work: Coroutine[Any, Any, None], waiting: Any) -> None:
     while True:
         try:
             await waiting
+        except GeneratorExit:  # it was forgotten: nothing can end it any more
+            work.close()
+            raise
         except BaseException as e:
             failure: BaseException | None = e
         else:

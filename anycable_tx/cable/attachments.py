@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from anycable_tx.cable.codec import HistoryAsk
-from anycable_tx.cable.messages import HistoryRequest, Position, StreamMessage
+from anycable_tx.cable.messages import History, HistoryRequest, Position, StreamMessage
 from anycable_tx.errors import HistoryRefused
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Attachment:
     """The delivery state of one stream under one identifier of one connection.
 
     ``base`` is the offset the subscription started after: a client that names no position has everything
-    before it. ``index`` is the member's place in its group, kept by the group.
+    before it. It is -1 while that is not known: the client asked for messages from some time on, and was not given
+    them. ``index`` is the member's place in its group, kept by the group.
     """
 
     __slots__ = ("barrier", "base", "group", "index", "stream", "subscription")
@@ -121,6 +122,10 @@ class Attachment:
                 return HistoryRequest(position)
             return HistoryRequest(since=ask.since) if ask.since > 0 else None
         if position is None:
+            if self.base < 0 and ask.since > 0:
+                if barrier.opened_from is not None:
+                    raise HistoryRefused("behind")
+                return HistoryRequest(since=ask.since)
             position = self._start(barrier)
         elif barrier.behind and position.epoch == barrier.cursor.epoch and position > barrier.cursor:
             position = barrier.cursor
@@ -139,15 +144,18 @@ class Attachment:
             return place
         return Position(place.epoch, min(self.base, place.offset))
 
-    def answered(self, top: Position | None) -> None:
-        """A history answer went out that reached *top* (None: it was refused and the client told)."""
+    def answered(self, history: History | None) -> None:
+        """The answer *history* went out (None: it was refused and the client told)."""
         barrier = self.barrier
         assert barrier is not None
-        if top is None:
+        if history is None:
             here = self.stream.position.position
             if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
                 barrier.cursor = here
         else:
+            top = history.top
             barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
+            start = history.messages[0].offset - 1 if history.messages else top.offset
+            self.base = start if self.base < 0 else min(start, self.base)
         barrier.restored = barrier.behind = False
         barrier.opened_from = None

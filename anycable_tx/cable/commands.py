@@ -72,11 +72,15 @@ async def _subscribe(session: Session, command: Command) -> None:
         return
     subscription = Subscription(session, identifier)
     held = await _apply(subscription, reply)
+    ask = command.history
+    if ask is not None and ask.since > 0:
+        for attachment in held:
+            attachment.base = -1  # it starts where the answer will
     try:
         await _act(subscription, reply)
         await services.save(session)
-        if command.history is not None and (command.history.since > 0 or command.history.streams is not None):
-            await answer_history(subscription, command.history)
+        if ask is not None and (ask.since > 0 or ask.streams is not None):
+            await answer_history(subscription, ask)
     finally:
         await go_live(subscription, held)
     if command.presence is not None:

@@ -137,7 +137,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     if not session.is_open():
         return
     for attachment, history in found:
-        attachment.answered(history.top)
+        attachment.answered(history)
     services.metrics.count("history_confirms_total")
     session.send(codec.history_frame(codec.CONFIRM_HISTORY, subscription.json))
 

@@ -108,8 +108,7 @@ def test_a_provider_that_cannot_be_loaded_is_named_in_one_line(tmp_path: Path) -
 
 
 @pytest.mark.statement("CO-26", "CO-39")
-@pytest.mark.parametrize("daemon", [False, True])
-@pytest.mark.parametrize("which", ["port", "http_broadcast_port"])
+@pytest.mark.parametrize(("which", "daemon"), [("port", True), ("http_broadcast_port", False)])
 def test_an_occupied_port_is_named_with_status_1_and_leaves_no_pid_file(
     which: str, daemon: bool, tmp_path: Path
 ) -> None:
@@ -126,7 +125,7 @@ def test_an_occupied_port_is_named_with_status_1_and_leaves_no_pid_file(
     assert f"cannot listen on {HOST}:{taken}" in (done.stderr if daemon else line)
     assert "Traceback" not in log + done.stdout + done.stderr
     assert "Handle WebSocket" not in log
-    assert not (tmp_path / "it.pid").exists()
+    until(lambda: not (tmp_path / "it.pid").exists(), "the pid file is removed")
 
 
 @pytest.mark.statement("CO-39")
@@ -257,16 +256,10 @@ def test_no_secret_is_ever_in_a_record(tmp_path: Path) -> None:
 # -- the reactor
 
 
-@pytest.mark.parametrize(
-    ("twistd", "reactor"),
-    [((), "EPollReactor"), (("-r", "select"), "SelectReactor"), (("-r", "asyncio"), "AsyncioSelectorReactor")],
-)
-def test_it_starts_as_typed_and_an_explicit_reactor_is_respected(
-    twistd: tuple[str, ...], reactor: str, tmp_path: Path
-) -> None:
-    with Process(*OPEN, cwd=tmp_path, twistd=("-n", "--pidfile=", *twistd)) as it:
+def test_an_explicit_reactor_is_respected(tmp_path: Path) -> None:
+    with Process(*OPEN, cwd=tmp_path, twistd=("-n", "--pidfile=", "-r", "select")) as it:
         it.ready()
-        assert f"reactor: {reactor})" in it.out
+        assert "reactor: SelectReactor)" in it.out
         assert get(it.port, "/health") == (200, "healthy\n")
         it.stop()
 

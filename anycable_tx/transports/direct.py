@@ -117,7 +117,7 @@ class DirectTransport(tcp.Server):
         self.startWriting()
         notice = getattr(self.protocol, "backlogged", None)
         if notice is not None:
-            notice()
+            notice(len(data))
 
     def drop_queue(self) -> None:
         """Forget what is queued, but for frames that may be on their way already."""
@@ -156,7 +156,7 @@ class DirectTransport(tcp.Server):
 
 
 class DirectPort(tcp.Port):
-    """A listening TCP port; *factory* makes the protocols, whose ``direct`` method is given the transport."""
+    """A listening TCP port that gives the protocols of *factory* direct transports."""
 
     factory: Any
     socket: Any
@@ -166,7 +166,7 @@ class DirectPort(tcp.Port):
         tcp.Port.startListening(self)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._family = (int(self.socket.family), int(self.socket.type), int(self.socket.proto))
-        self._transport = type(
+        self._transport: Any = type(
             "Transport", (DirectTransport,), {"__slots__": (), "reactor": self.reactor, "server": self}
         )
 
@@ -180,12 +180,15 @@ class DirectPort(tcp.Port):
             except OSError:
                 tcp.Port.doRead(self)  # too many open files and the like: Twisted's own handling
                 return
-            sock = _socket.socket(*self._family, fd)
-            sock.setblocking(False)
             protocol = self.factory.buildProtocol(client)
-            transport = self._transport(sock, protocol, client)
-            protocol.direct(transport)
-            self.reactor.addReader(transport)
+            protocol.makeConnection(self.transport(_socket.socket(*self._family, fd), protocol, client))
+
+    def transport(self, sock: Any, protocol: Any, client: Any, *more: Any) -> Any:  # type: ignore[override]
+        """The transport of an accepted socket. Twisted makes its own, by this name, when it accepts."""
+        sock.setblocking(False)
+        transport = self._transport(sock, protocol, client)
+        self.reactor.addReader(transport)
+        return transport
 
 
 class DirectGroup(SharedGroup):

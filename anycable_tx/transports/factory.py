@@ -88,6 +88,10 @@ class CableFactory(WebSocketServerFactory):
         )
         #: Connections that were accepted and are not gone, WebSocket or not yet known.
         self.connections = 0
+        #: Those among them that were upgraded, authenticated or not.
+        self.upgraded = 0
+        #: Are upgrades accepted? Not any more once the ports are closed.
+        self.accepting = True
         self._slow: set[CableConnection] = set()
         self._write_timeout = float(settings["ws_write_timeout"])
         self._sweep = LoopingCall(self._drop_stalled)
@@ -143,6 +147,7 @@ class CableFactory(WebSocketServerFactory):
     def connection_lost(self, connection: CableConnection, *, upgraded: bool) -> None:
         """Gone."""
         self.connections -= 1
+        self.upgraded -= upgraded
         self._slow.discard(connection)
 
     def http_channel(self, connection: CableConnection) -> Any:
@@ -158,8 +163,10 @@ class CableFactory(WebSocketServerFactory):
         return channel
 
     def check_capacity(self) -> None:
-        """Raise Refusal when there are as many sessions as ``max_conn`` allows (CO-29)."""
-        if self.max_connections and len(self.node.sessions) >= self.max_connections:
+        """Raise Refusal when there are as many clients as ``max_conn`` allows (CO-29), or the server is stopping."""
+        if not self.accepting:
+            raise Refusal(503, "shutting down")
+        if self.max_connections and self.upgraded >= self.max_connections:
             raise Refusal(503, "too many connections")
 
     def refused(self, refusal: Refusal) -> None:
@@ -199,12 +206,6 @@ class CableFactory(WebSocketServerFactory):
                 self._slow.discard(connection)
                 self.metrics.count("closed_connections_total", reason="write_timeout")
                 transport.abortConnection()
-
-    def progresses(self, connection: CableConnection) -> bool:
-        """A closing connection is still taking its queue."""
-        progressed: bool = connection.transport.progressed
-        connection.transport.progressed = False
-        return progressed
 
     def call_later(self, delay: float, function: Any) -> Any:
         """A timer for the rare cases that need one of their own."""

@@ -21,7 +21,7 @@ SLICE = 256
 
 
 class _Gone:
-    """The slot of a member that left."""
+    """A slot that takes nothing: that of a member that left."""
 
     def write(self, data: bytes) -> None:
         pass
@@ -31,6 +31,8 @@ class _Gone:
 
 
 GONE = _Gone()
+#: The slot of a member whose connection is closing: it is written to no more.
+SILENT = _Gone()
 
 
 class _Batch:

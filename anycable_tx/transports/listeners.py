@@ -92,7 +92,8 @@ class Listeners:
         self._ports.append(port)
 
     async def close(self) -> None:
-        """Accept nothing more; connections stay."""
+        """Accept no connections and no upgrades any more; open connections stay."""
+        self._factory.accepting = False
         ports, self._ports = self._ports, []
         for port in ports:
             closing = port.stopListening()

@@ -9,6 +9,10 @@ from zope.interface import implementer
 
 __all__ = ["PlainTransport"]
 
+#: Large data is passed on in pieces of so many bytes, so that the transport is never much more than full, and a slow
+#: reader is seen to take some of it.
+PIECE = 1 << 14
+
 
 @implementer(IPushProducer)
 class PlainTransport:
@@ -37,19 +41,27 @@ class PlainTransport:
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait because the transport is full."""
-        return self._size
+        """Bytes that wait because the transport is full; those in there are counted as one."""
+        return self._size + self._paused
 
     def write(self, data: bytes) -> None:
         """Pass *data* on, behind what waits."""
         if self._closing:
             return
-        if self._paused:
+        if not self._paused:
+            data = self._pass(data)
+        if data:
             self._queue.append(data)
             self._size += len(data)
-            self._protocol.backlogged()
-        else:
-            self.real.write(data)
+            self._protocol.backlogged(len(data))
+
+    def _pass(self, data: bytes) -> bytes:
+        """Write as much of *data* as the transport wants; answers the rest."""
+        start = 0
+        while start < len(data) and not self._paused:
+            self.real.write(data[start : start + PIECE])
+            start += PIECE
+        return data[start:]
 
     def writeSequence(self, iovec: Any) -> None:
         """Like ``write`` of the joined parts."""
@@ -60,24 +72,31 @@ class PlainTransport:
         self.write(data)
 
     def drop_queue(self) -> None:
-        """Forget what waits; it is whole frames."""
-        self._queue, self._size = [], 0
+        """Forget what waits, but for frames that may be on their way already."""
+        del self._queue[1:]
+        self._size = sum(map(len, self._queue))
 
     def pauseProducing(self) -> None:
         """The transport is full."""
         self._paused = True
+        self._protocol.slow_changed(True)
 
     def resumeProducing(self) -> None:
         """The transport takes more."""
         self._paused = False
         self.progressed = True
-        queue, self._queue, self._size = self._queue, [], 0
-        for n, data in enumerate(queue):
+        passed = 0
+        for passed, data in enumerate(self._queue, 1):
+            rest = self._pass(data)
+            self._size -= len(data) - len(rest)
+            if rest:
+                passed -= 1
+                self._queue[passed] = rest
             if self._paused:
-                self._queue = queue[n:]
-                self._size = sum(map(len, self._queue))
-                return
-            self.real.write(data)
+                break
+        del self._queue[:passed]
+        if self._paused:
+            return
         if self._closing:
             self._close()
         else:
@@ -92,7 +111,7 @@ class PlainTransport:
     def loseConnection(self) -> None:
         """Close after what waits was written."""
         self._closing = True
-        if not self._queue:
+        if not self._paused:
             self._close()
 
     def _close(self) -> None:

@@ -22,6 +22,7 @@ from anycable_tx.cable.replies import RequestEnv
 from anycable_tx.cable.session import Session
 from anycable_tx.errors import BadCommand
 from anycable_tx.transports.frames import control_frame, deflated_frame, text_frame, unmask
+from anycable_tx.transports.groups import SILENT
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
 from anycable_tx.transports.plain import PlainTransport
 
@@ -34,6 +35,8 @@ CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
 _log = Logger()
 #: Nanoseconds per unit of ping timestamps.
 PRECISIONS = {"s": 1_000_000_000, "ms": 1_000_000, "ns": 1}
+#: Seconds that the transport of a closed connection has to deliver the rest and to end.
+LINGER = 10.0
 #: A replay goes on once the client has taken so much that fewer bytes than this wait.
 HIGH_WATER = 1 << 16
 
@@ -69,6 +72,7 @@ class CableConnection(WebSocketServerProtocol):
         data: bytes
         closeHandshakeTimeout: float
         closeHandshakeTimeoutCall: Any
+        wasClean: bool
         current_frame: Any
         inside_message: bool
 
@@ -84,14 +88,9 @@ class CableConnection(WebSocketServerProtocol):
 
     # -- Twisted calls these
 
-    def direct(self, transport: Any) -> None:
-        """The direct path's ``makeConnection``."""
-        self.transport = transport
-        self.factory.connection_made(self)
-
     def makeConnection(self, transport: Any) -> None:
-        """A Twisted transport is connected."""
-        self.transport = PlainTransport(transport, self)
+        """A transport is connected: a DirectTransport, or any of Twisted's."""
+        self.transport = transport if self.factory.direct else PlainTransport(transport, self)
         self.factory.connection_made(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -99,7 +98,7 @@ class CableConnection(WebSocketServerProtocol):
         if self._http is not None:
             self._http.dataReceived(data)
             return
-        if self.transport is None:
+        if self.transport is None or self.state == CLOSED:
             return
         self.pong_due = 0.0
         self._out = []
@@ -120,9 +119,9 @@ class CableConnection(WebSocketServerProtocol):
             http.connectionLost(reason)
             return
         session, self.session = self.session, None
-        state, self.state = self.state, CLOSED
+        self.state = CLOSED
         self._cancel_close_timeout()
-        self.factory.connection_lost(self, upgraded=session is not None or state != CONNECTING)
+        self.factory.connection_lost(self, upgraded=session is not None)
         self.transport = None
         self._release_waiter()
         if session is not None:
@@ -173,8 +172,7 @@ class CableConnection(WebSocketServerProtocol):
         self.state = CLOSED
         assert self._out is not None
         self._out.append(refusal_response(refusal))
-        self._flush()
-        self.transport.loseConnection()
+        self._closeConnection()
 
     def _serve_http(self, data: bytes) -> None:
         """Not ours: the site takes the connection over."""
@@ -184,6 +182,7 @@ class CableConnection(WebSocketServerProtocol):
 
     def _open(self, head: Head, token: str, *, extended: bool) -> None:
         factory = self.factory
+        factory.upgraded += 1
         parameters = head.parameters()
         arrival = Arrival(
             self._env(head, token),
@@ -191,7 +190,7 @@ class CableConnection(WebSocketServerProtocol):
         )
         interval = factory.ping_interval
         if "pi" in parameters:
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 interval = float(int(parameters["pi"]))
         precision = parameters.get("ptp")
         if precision is not None:
@@ -232,16 +231,17 @@ class CableConnection(WebSocketServerProtocol):
             data = self.data + data
             self.data = b""
         start, end = 0, len(data)
+        limit = self.factory.max_message_size
         while end - start >= 6:
             size = data[start + 1] - 128
             body = start + 6
             if size == 126 and end - start >= 8:
                 size = data[start + 2] << 8 | data[start + 3]
                 body = start + 8
-                usual = 125 < size <= self.factory.max_message_size
+                usual = size > 125
             else:
                 usual = 0 <= size < 126
-            if data[start] != 0x81 or not usual:
+            if data[start] != 0x81 or not usual or size > limit:
                 self._dataReceived(data[start:])
                 return
             if body + size > end:
@@ -287,36 +287,51 @@ class CableConnection(WebSocketServerProtocol):
             self.transport.write(data)
 
     def _closeConnection(self, abort: bool = False) -> None:
+        """Close; with *abort* at once, unless both sides said goodbye, as a reset would spoil that."""
         self._flush()
         if self.transport is not None:
-            if abort:
+            if abort and not self.wasClean:
                 self.transport.abortConnection()
             else:
                 self.transport.loseConnection()
+                self._expect_the_end(LINGER)
 
-    def onCloseFrame(self, code: Any, reasonRaw: Any) -> Any:
-        """The client closes, or answers our close."""
-        if self.session is not None and self.factory.flusher.pending:
-            self.session.settle()
-        return super().onCloseFrame(code, reasonRaw)
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        """Write a close frame behind everything this connection was given (CP-138); nothing follows it."""
+        if self.state == OPEN:
+            if self.session is not None and self.factory.flusher.pending:
+                self.session.settle()
+            super().sendCloseFrame(code, reasonUtf8, isReply)
+            self._show_slot()
+
+    def _expect_the_end(self, seconds: float) -> None:
+        """Whatever the client does, the connection will not stay much longer."""
+        if self.closeHandshakeTimeoutCall is None:
+            self.closeHandshakeTimeoutCall = self.factory.call_later(seconds, self.onCloseHandshakeTimeout)
 
     def onCloseHandshakeTimeout(self) -> None:
-        """The client did not answer our close frame in time: drop it, unless it is still taking its queue."""
-        transport = self.transport
+        """The connection did not end in time.
+
+        Whoever still takes what waits for him may go on: those who do not are dropped by the factory. Without a
+        backlog the kernel delivers the rest; what even then does not end is dropped.
+        """
         self.closeHandshakeTimeoutCall = None
-        if transport is not None and transport.backlog and self.factory.progresses(self):
-            self.closeHandshakeTimeoutCall = self.factory.call_later(
-                self.closeHandshakeTimeout, self.onCloseHandshakeTimeout
-            )
+        if self.transport is None:
             return
-        super().onCloseHandshakeTimeout()
+        if self.transport.backlog:
+            self._expect_the_end(self.closeHandshakeTimeout)
+        elif self.state == CLOSING:
+            self.state = CLOSED
+            self._closeConnection()
+        else:
+            self.transport.abortConnection()
 
     # -- the session's outlet
 
     @property
     def slot(self) -> Any:
         """What groups hand this connection's frames to."""
-        return self.transport.slot
+        return self.transport.slot if self.state == OPEN else SILENT
 
     def _frame(self, payload: bytes) -> bytes:
         return text_frame(payload) if self.wire == "plain" else deflated_frame(payload)
@@ -336,14 +351,16 @@ class CableConnection(WebSocketServerProtocol):
 
     def write(self, data: bytes) -> None:
         """Write framed bytes."""
+        if self.state != OPEN:
+            return
         if self._out is not None:
             self._out.append(data)
-        elif self.state == OPEN and self.transport is not None:
+        elif self.transport is not None:
             self.transport.write(data)
 
     def queue(self, data: bytes) -> None:
         """Queue framed bytes of which a part was sent directly."""
-        if self.transport is not None:
+        if self.state == OPEN and self.transport is not None:
             self.transport.queue(data)
 
     def _flush(self) -> None:
@@ -385,31 +402,38 @@ class CableConnection(WebSocketServerProtocol):
 
     # -- the transport's notices
 
-    def slow_changed(self, slow: bool) -> None:
-        """The backlog appeared or is gone."""
+    def _show_slot(self) -> None:
+        """The slot changed: groups have to know."""
         session = self.session
-        if session is not None and self.transport is not None and self.factory.direct:
-            slot = self.transport.slot
+        if session is not None and self.transport is not None:
+            slot = self.slot
             for subscription in session.subscriptions.values():
                 for attachment in subscription.attachments:
                     if attachment.group is not None:
                         attachment.group.slow(attachment, slot)  # type: ignore[attr-defined]
+
+    def slow_changed(self, slow: bool) -> None:
+        """The backlog appeared or is gone."""
+        if self.factory.direct:
+            self._show_slot()
         if slow:
             self.factory.slow_connection(self)
         else:
             self._release_waiter()
 
-    def backlogged(self) -> None:
-        """More was queued for a slow reader: beyond the limit it is let go (P7)."""
+    def backlogged(self, size: int) -> None:
+        """*size* bytes more were queued for a slow reader: beyond the limit it is let go (P7).
+
+        What counts is what waited before, so that no single message, however large, makes a reader slow.
+        """
         limit = self.factory.max_pending_size
-        if limit and self.state == OPEN and self.session is not None and self.transport.backlog > limit:
+        if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
             self.factory.metrics.count("disconnected_slow_clients_total")
             self.transport.drop_queue()
             self.state = CLOSING  # nothing else is written
+            self._show_slot()
             self.transport.write(text_frame(codec.disconnect_frame("too_slow", True)) + control_frame(8, b"\x03\xe8"))
-            self.closeHandshakeTimeoutCall = self.factory.call_later(
-                self.closeHandshakeTimeout, self.onCloseHandshakeTimeout
-            )
+            self._expect_the_end(self.closeHandshakeTimeout)
 
     # -- liveness
 
@@ -424,7 +448,7 @@ class CableConnection(WebSocketServerProtocol):
             return
         if self.factory.flusher.pending:
             session.settle()
-        self.transport.write(self.factory.ping_frame(self.precision))
+        self.write(self.factory.ping_frame(self.precision))
         if self.expects_pongs:
             self.factory.heartbeat.expect_pong(self)
 

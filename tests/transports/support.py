@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from twisted.internet import main, tcp
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -184,14 +185,30 @@ class HandReactor(TurningClock):
 # -- the server
 
 
+class _Local:
+    """What a transport says of itself that its local socket cannot."""
+
+    __slots__ = ()
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 8080)
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+
+class _LocalServer(_Local, tcp.Server):
+    repstr = "local"
+
+
 class Cable:
     """A server of public streams on a HandReactor, without listening sockets until ``listen``.
 
-    *path* is 'direct' or 'plain'; *settings* are options of the server.
+    *way* is 'direct' or 'plain'; *settings* are options of the server.
     """
 
-    def __init__(self, path: str, **settings: Any) -> None:
-        self.direct = path == "direct"
+    def __init__(self, way: str, **settings: Any) -> None:
+        self.direct = way == "direct"
         self.reactor = HandReactor()
         given = {"noauth": True, "public_streams": True, "broker": "memory", "broadcast_key": "key", "port": 0}
         self.server = Server(defaults(**(given | settings), fast_path=self.direct), self.reactor)
@@ -222,7 +239,7 @@ class Cable:
             self.run()
 
     def until(self, condition: Callable[[], Any], patience: float = 10.0) -> Any:
-        """Turn until *condition* gives something true, which is answered; TCP takes its real time for it."""
+        """Turn until *condition* gives something true, which is answered; TCP takes its real time."""
         for _ in range(round(patience / 0.01)):
             found = condition()
             if found:
@@ -236,13 +253,13 @@ class Cable:
         """Serve the client at the other end of *sock*; answers the connection."""
         connection = self.factory.buildProtocol(None)
         if self.direct:
-            kind = type("Transport", (DirectTransport,), {"reactor": self.reactor, "server": None})
+            kind = type("Transport", (_Local, DirectTransport), {"reactor": self.reactor, "server": None})
             transport = kind(sock, connection, peer)
             sock.setblocking(False)
             connection.makeConnection(transport)
             self.reactor.addReader(transport)
         else:
-            connection.makeConnection(tcp.Server(sock, connection, peer, None, 0, self.reactor))
+            connection.makeConnection(_LocalServer(sock, connection, peer, None, 0, self.reactor))
         return connection
 
     def connect(self, buffer: int = 0, peer: tuple[Any, ...] = PEER) -> Client:
@@ -289,7 +306,7 @@ class Cable:
         for client in self.clients:
             client.sock.close()
         self.run()
-        self.wait(6, 0.5)
+        self.wait(12, 0.5)
         assert self.metrics.value("internal_errors_total") == self._faults
         assert (self.factory.connections, len(self.node.sessions)) == (0, 0)
         assert not any(stream.groups or stream.held for stream in self.node.hub.streams.values())

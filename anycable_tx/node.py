@@ -298,9 +298,9 @@ class Node:
     async def _heal(self, stream: LocalStream) -> None:
         """Fill a hole from the broker; no client takes part (P3). What cannot be filled is told to clients."""
         position = stream.position
-        for delay in (0.0, *HEAL_RETRIES):
-            if delay:
-                await _sleep(self.reactor, delay)
+        delays = iter(HEAL_RETRIES)
+        while True:
+            before = position.position
             try:
                 history = await self.broker.history(stream.name, HistoryRequest(position.position))
             except HistoryRefused as e:
@@ -308,13 +308,20 @@ class Node:
                 return
             except Exception:
                 self._broker_failed("cannot read what is missing", stream=stream.name)
-                continue
-            for message in history.messages:
-                if position.fetched(message):
-                    self.hub.hand_over(stream, message)
-            if position.healed(history.top):
-                self.metrics.count("gaps_healed_total")
-                return
+            else:
+                for message in history.messages:
+                    if position.fetched(message):
+                        self.hub.hand_over(stream, message)
+                if position.healed(history.top):
+                    self.metrics.count("gaps_healed_total")
+                    return
+                if position.position != before:
+                    delays = iter(HEAL_RETRIES)  # more came meanwhile: the broker answers, so it is asked again
+                    continue
+            delay = next(delays, None)
+            if delay is None:
+                break
+            await _sleep(self.reactor, delay)
         await self._give_up(stream, "unavailable")
 
     async def _give_up(self, stream: LocalStream, reason: str) -> None:

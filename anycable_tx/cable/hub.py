@@ -14,7 +14,7 @@ import orjson
 from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.codec import broadcast_frame, broadcast_tail
 from anycable_tx.cable.fanout import Fanout, Group
-from anycable_tx.cable.messages import StreamMessage
+from anycable_tx.cable.messages import Position, StreamMessage
 from anycable_tx.cable.positions import StreamPosition
 from anycable_tx.metrics import Metrics
 
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["Hub", "LocalStream"]
 
 
-class LocalStream:
-    """One stream on this node: its position, its groups of live attachments, and the held ones."""
+#: How many messages, and how many bytes of them, a stream remembers for those that are about to become live.
+MAX_RECENT = 100
+MAX_RECENT_BYTES = 1 << 18
 
-    __slots__ = ("fanout", "groups", "held", "name", "opening", "position")
+
+class LocalStream:
+    """One stream on this node: its position, its groups of live attachments, and the held ones.
+
+    ``recent`` are the newest stored messages that were handed over since an attachment began to catch up, None when
+    none does: what comes while the broker answers would otherwise have to be asked for again, and again.
+    """
+
+    __slots__ = ("fanout", "groups", "held", "name", "opening", "position", "recent")
 
     def __init__(self, name: str, fanout: Fanout) -> None:
         self.name = name
@@ -39,6 +48,7 @@ class LocalStream:
         self.held: dict[Attachment, None] = {}
         #: Set while the bus subscription is being made: those who wait for it.
         self.opening: list[Deferred[None]] | None = None
+        self.recent: list[StreamMessage] | None = None
 
     @property
     def idle(self) -> bool:
@@ -56,7 +66,7 @@ class LocalStream:
 
     def release(self, attachment: Attachment) -> None:
         """Make a held attachment live. Its cursor is the stream's position and nothing waits for it."""
-        del self.held[attachment]
+        self._let_go(attachment)
         subscription = attachment.subscription
         key = (subscription.identifier, subscription.session.outlet.wire)
         group = self.groups.get(key)
@@ -69,13 +79,40 @@ class LocalStream:
         """Forget an attachment, held or live; nothing more reaches it."""
         group = attachment.group
         if group is None:
-            self.held.pop(attachment, None)
+            self._let_go(attachment)
             return
         attachment.group = None
         group.leave(attachment)
         if not len(group):
             subscription = attachment.subscription
             self.groups.pop((subscription.identifier, subscription.session.outlet.wire), None)
+
+    def _let_go(self, attachment: Attachment) -> None:
+        self.held.pop(attachment, None)
+        if not self.held:
+            self.recent = None
+
+    def missed(self, cursor: Position) -> list[StreamMessage]:
+        """Everything handed over after *cursor*; empty if that is not remembered. From now on it will be."""
+        if self.recent is None:
+            self.recent = []
+        found = []
+        link = self.position.position
+        for message in reversed(self.recent):
+            if link == cursor or (message.epoch, message.offset) != link:
+                break
+            found.append(message)
+            link = Position(message.epoch, message.prev)
+        return found[::-1] if link == cursor else []
+
+    def remember(self, message: StreamMessage) -> None:
+        """Keep *message*, which was handed over, for attachments that catch up."""
+        recent = self.recent
+        if recent is None:
+            return
+        recent.append(message)
+        while len(recent) > MAX_RECENT or sum(len(m.payload) for m in recent) > MAX_RECENT_BYTES:
+            del recent[0]
 
 
 class Hub:
@@ -100,8 +137,11 @@ class Hub:
             group.send(broadcast_frame(orjson.dumps(identifier), message, tail))
         for group, attachment in excluded:
             group.join(attachment)
-        if not message.offset and stream.held:
-            self._wait(stream, message)
+        if stream.held:
+            if message.offset:
+                stream.remember(message)
+            else:
+                self._wait(stream, message)
 
     def _step_aside(self, stream: LocalStream, sid: str) -> list[tuple[Group, Attachment]]:
         """Take the attachments of *sid* out of their groups for one message."""

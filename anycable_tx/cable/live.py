@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anycable_tx.cable import codec
-from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.attachments import Attachment, Barrier
 from anycable_tx.cable.codec import HistoryAsk
 from anycable_tx.cable.messages import HistoryRequest, Position, StreamMessage
 from anycable_tx.cable.session import Session, Subscription
@@ -45,44 +45,60 @@ async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...
     The client is told once, by ``reject_history``, if something can not be had any more.
     """
     session = subscription.session
-    services = session.services
     told = False
     for attachment in attachments:
         stream, barrier = attachment.stream, attachment.barrier
         if barrier is None or not attachment.held:
             continue
         while barrier.cursor != stream.position.position:
-            try:
-                history = await services.history(stream, HistoryRequest(barrier.cursor))
-                if history.top == barrier.cursor and _ahead(stream.position.position, history.top):
-                    raise HistoryRefused("unavailable")  # the broker is behind what was delivered already
-                if _ahead(history.top, stream.position.position):
-                    # The bus has not brought these yet. Everybody gets them now, so that this one cannot be ahead.
-                    services.advance(stream, history)
-                    if _ahead(history.top, stream.position.position):
-                        await services.catch_up(stream)
-                if not session.is_open() or attachment not in subscription.attachments:
-                    return
-                barrier.touched = True
-                await replay(subscription, history.messages)
-                barrier.cursor = history.top
-            except HistoryRefused as e:
-                services.metrics.count("history_rejects_total", reason=e.reason)
-                barrier.cursor = stream.position.position
-                told = True
+            told = await _approach(subscription, attachment, barrier) or told
             if not session.is_open() or attachment not in subscription.attachments:
                 return
-            if _ahead(barrier.cursor, stream.position.position):
-                await services.catch_up(stream)
-                if not session.is_open() or attachment not in subscription.attachments:
-                    return
-                if _ahead(barrier.cursor, stream.position.position):
-                    barrier.cursor, told = stream.position.position, True
         if not session.is_open():
             return
         _release(subscription, attachment)
     if told:
         session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
+
+
+async def _approach(subscription: Subscription, attachment: Attachment, barrier: Barrier) -> bool:
+    """Send the next part of what a held attachment missed. True if some of it cannot be had any more."""
+    session, stream = subscription.session, attachment.stream
+    services = session.services
+    missed = stream.missed(barrier.cursor)
+    if missed:
+        barrier.touched = True
+        await replay(subscription, missed)
+        barrier.cursor = Position(missed[-1].epoch, missed[-1].offset)
+        return False
+    here = stream.position.position
+    try:
+        history = await services.history(stream, HistoryRequest(barrier.cursor))
+    except HistoryRefused as e:
+        services.metrics.count("history_rejects_total", reason=e.reason)
+        barrier.cursor = stream.position.position
+        return True
+    top = history.top
+    if top == barrier.cursor and here.epoch == top.epoch and here.offset > top.offset:
+        # The broker is behind what it was known to have.
+        services.metrics.count("history_rejects_total", reason="unavailable")
+        barrier.cursor = stream.position.position
+        return True
+    if _ahead(top, stream.position.position):
+        # The bus has not brought these yet. Everybody gets them now, so that this one cannot be ahead.
+        services.advance(stream, history)
+        if _ahead(top, stream.position.position):
+            await services.catch_up(stream)
+    if not session.is_open() or attachment not in subscription.attachments:
+        return False
+    if history.messages:
+        barrier.touched = True
+        await replay(subscription, history.messages)
+    barrier.cursor = top
+    if _ahead(top, stream.position.position):
+        barrier.cursor = stream.position.position
+        return True
+    return False
 
 
 def _ahead(one: Position, other: Position) -> bool:

@@ -165,7 +165,7 @@ class Node:
         if session.disconnectable:
             self.spawn(self._counted(self._notify(view, subscriptions)))
 
-    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _counted(self, work: Coroutine[Any, Any, object]) -> None:
         self._releasing += 1
         try:
             await work
@@ -223,17 +223,20 @@ class Node:
             if self.pubsub.distributed:
                 await self.pubsub.publish_command(RemoteCommand("takeover", {"sid": sid}))
             return None
+        return await self._hand_on(session)
+
+    async def _hand_on(self, session: Session) -> SessionRecord | None:
+        """Close a session that was resumed elsewhere; its record stays for another claim: the heir may be lost."""
         if not session.was_admitted():
             self._displace(session)
             return None
         record = session.record()
         self._displace(session)
-        # For another claim, in case that the heir's welcome is lost.
-        await self.broker.release_session(sid, record.encode())
+        await self.broker.release_session(session.sid, record.encode())
         return record
 
     def _displace(self, session: Session) -> None:
-        """Close a session that was resumed elsewhere: no ``disconnect`` frame, nothing released (D-22)."""
+        """Close its socket with no ``disconnect`` frame; its presence is the heir's (D-22)."""
         session.displaced = True
         self.metrics.count("sessions_taken_over_total")
         session.disconnect(1000, "Session resumed elsewhere")
@@ -377,7 +380,7 @@ class Node:
         if command.command == "takeover":
             session = self.sessions.get(str(payload.get("sid", "")))
             if session is not None:
-                self._displace(session)
+                self.spawn(self._counted(self._hand_on(session)))
         elif command.command == "disconnect":
             identifier, reconnect = payload.get("identifier"), payload.get("reconnect", False)
             if not isinstance(identifier, str) or not isinstance(reconnect, bool):

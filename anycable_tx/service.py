@@ -7,6 +7,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +65,15 @@ def install_reactor(settings: Settings, explicit: str | None) -> None:
     # Providers start before the loop runs, when asyncio cannot find it by itself.
     asyncio.set_event_loop(loop)
     asyncioreactor.install(loop)
+
+
+def use_monotonic_time(reactor: Any) -> None:
+    """Let timers run by a clock that never jumps: Twisted's own run by the wall clock, and stall when it is set back.
+
+    To be called before anything is scheduled.
+    """
+    if getattr(reactor, "seconds", None) is time.time:
+        reactor.seconds = time.monotonic
 
 
 class Options(BaseOptions):
@@ -268,6 +278,7 @@ def makeService(options: Options) -> AnyCableService:
     """Called by twistd with the parsed options."""
     from twisted.internet import reactor
 
+    use_monotonic_time(reactor)
     try:
         return AnyCableService(options.settings, reactor, options.parent)
     except ConfigurationError as e:

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,21 @@ from typing import Any
 import pytest
 from twisted.application.service import Application, IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from anycable_tx import service as service_module
 from anycable_tx.config.load import defaults
 from anycable_tx.errors import ConfigurationError
-from anycable_tx.service import AnyCableService, Options, StartFailed, install_reactor, makeService
+from anycable_tx.service import (
+    AnyCableService,
+    Options,
+    StartFailed,
+    install_reactor,
+    makeService,
+    use_monotonic_time,
+)
 
 
 class Reactor(Clock):
@@ -466,3 +475,18 @@ def test_no_other_module_imports_the_global_reactor() -> None:
         if importing in path.read_text("utf-8") or "twisted.internet.reactor" in path.read_text("utf-8")
     ]
     assert found == ["service.py"]
+
+
+def test_timers_do_not_run_by_the_wall_clock() -> None:
+    reactor = SelectReactor()
+    use_monotonic_time(reactor)
+    call = reactor.callLater(60, lambda: None)
+    assert abs(call.getTime() - (time.monotonic() + 60)) < 5
+    call.cancel()
+
+
+def test_a_reactor_with_a_steady_clock_keeps_it() -> None:
+    clock = Clock()
+    seconds = clock.seconds
+    use_monotonic_time(clock)
+    assert clock.seconds == seconds

@@ -354,7 +354,7 @@ class Client:
         """Take what the server wrote, up to about *limit* bytes."""
         taken = 0
         self.cable.run()
-        while not self.ended and taken < limit:
+        while not self.ended and taken < limit and self.sock.fileno() >= 0:
             try:
                 data = self.sock.recv(min(limit - taken, 1 << 18))
             except BlockingIOError:

@@ -161,6 +161,10 @@ class Server:
         for line in text.splitlines():
             self.log.info("{line}", line=line, attrs=attrs)
 
+    def renew_certificate(self) -> None:
+        """Use what the TLS files hold now for new connections. Raises ConfigurationError; then nothing changes."""
+        self.listeners.renew_certificate()
+
     # -- stop
 
     def hurry(self) -> None:

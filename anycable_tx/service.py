@@ -108,8 +108,8 @@ class AnyCableService(Service):
 
     *twistd* is the parsed options of twistd, for the one service that is the process: it leads every log into
     the server's, and handles signals. INT and TERM stop gracefully and the process ends with status 0, a second
-    one ends it within a second; a start that fails ends it with status 1. HUP opens the log file anew, USR1
-    rotates it.
+    one ends it within a second; a start that fails ends it with status 1. HUP opens the log file anew and reads the
+    TLS certificate again, USR1 rotates the log file.
 
     Without *twistd* the service touches neither signals nor logs. A start that fails raises from
     ``startService``, or, when that has returned, is logged; ``when_started`` tells.
@@ -251,6 +251,10 @@ class AnyCableService(Service):
     def _renew(self) -> None:
         if self._log_file is not None:
             self._log_file.reopen()
+        try:
+            self.server.renew_certificate()
+        except ConfigurationError as e:
+            self.log.error("the certificate stays as it was: {error}", error=e)
 
     # -- stop
 

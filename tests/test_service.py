@@ -75,6 +75,10 @@ class Stub:
     def hurry(self) -> None:
         self.calls.append("hurry")
 
+    def renew_certificate(self) -> None:
+        self.calls.append("renew")
+        raise ConfigurationError("ssl_cert: cannot use it")
+
 
 class World:
     def __init__(self, twistd: dict[str, Any] | None = None, **settings: Any) -> None:
@@ -351,6 +355,7 @@ def test_without_a_log_file_hup_does_not_end_the_process_and_usr1_is_left_alone(
     it = World({"nodaemon": True})
     it.start()
     signals[signal.SIGHUP](signal.SIGHUP, None)
+    assert it.stub.calls[-1] == "renew"
     assert it.reactor.stopped == 0
     assert set(signals) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 

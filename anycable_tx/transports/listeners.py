@@ -31,10 +31,24 @@ def direct_path_applies(settings: Mapping[str, Any], reactor: Any) -> bool:
     )
 
 
-def tls_context(settings: Mapping[str, Any]) -> ssl.CertificateOptions | None:
-    """The TLS context of all ports, or None. Raises ConfigurationError naming the file that cannot be used."""
-    if not settings["ssl_cert"]:
-        return None
+class Certificate(ssl.ContextFactory):
+    """The TLS context of all ports, for connections made from now on."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self.load()
+
+    def load(self) -> None:
+        """Read the files. Raises ConfigurationError naming the one that cannot be used; then nothing changes."""
+        self._context = tls_options(self._settings).getContext()
+
+    def getContext(self) -> SSL.Context:
+        """What a new connection uses; it keeps it whatever is loaded later."""
+        return self._context
+
+
+def tls_options(settings: Mapping[str, Any]) -> ssl.CertificateOptions:
+    """TLS 1.2 or newer with the configured certificate. Raises ConfigurationError naming a file it cannot use."""
     try:
         key = "ssl_key"
         with open(settings["ssl_key"], "rb") as file:
@@ -65,25 +79,32 @@ class Listeners:
         self._factory = factory
         self._sites = sites
         self._ports: list[Any] = []
+        self._certificate: Certificate | None = None
+
+    def renew_certificate(self) -> None:
+        """Read the certificate again, for new connections (CO-50). Raises ConfigurationError like ``open``."""
+        if self._certificate is not None:
+            self._certificate.load()
 
     def open(self) -> None:
         """Listen on every port that has something to serve. Raises ConfigurationError naming the address."""
-        tls = tls_context(self._settings)
+        if self._settings["ssl_cert"]:
+            self._certificate = Certificate(self._settings)
         main = self._settings["port"]
-        self._listen(main, self._factory, tls, direct=self._factory.direct)
+        self._listen(main, self._factory, direct=self._factory.direct)
         for port in self._sites.ports():
             if port != main:
-                self._listen(port, self._sites.site_for(port), tls, direct=False)
+                self._listen(port, self._sites.site_for(port), direct=False)
 
-    def _listen(self, number: int, factory: Any, tls: ssl.CertificateOptions | None, *, direct: bool) -> None:
+    def _listen(self, number: int, factory: Any, *, direct: bool) -> None:
         host = self._settings["host"]
         interface = "127.0.0.1" if host == "localhost" else host
         try:
             if direct:
                 port = DirectPort(number, factory, BACKLOG, interface, self._reactor)
                 port.startListening()
-            elif tls is not None:
-                port = self._reactor.listenSSL(number, factory, tls, BACKLOG, interface)
+            elif self._certificate is not None:
+                port = self._reactor.listenSSL(number, factory, self._certificate, BACKLOG, interface)
             else:
                 port = self._reactor.listenTCP(number, factory, BACKLOG, interface)
         except (CannotListenError, OSError) as e:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -173,9 +173,10 @@ class Node:
             self._releasing -= 1
 
     async def _release(self, session: Session, record: SessionRecord) -> None:
-        await self.broker.release_presence(session.sid)
+        sid = session.sid
+        await self._attempt("cannot let presence expire", self.broker.release_presence(sid), sid=sid)
         if session.resumable:
-            await self.broker.release_session(session.sid, record.encode())
+            await self._attempt("cannot keep a session", self.broker.release_session(sid, record.encode()), sid=sid)
 
     async def _notify(self, view: Any, subscriptions: dict[str, dict[str, str]]) -> None:
         await self.controllers.disconnect(view, subscriptions)
@@ -196,10 +197,15 @@ class Node:
         """Keep the session's record, if it is resumable. A broker that cannot holds nothing up."""
         if session.resumable and session.is_open():
             record = session.record(at_rest=False).encode()
-            try:
-                await self.broker.save_session(session.sid, session.identifiers, record)
-            except Exception:
-                self._broker_failed("cannot keep a session", sid=session.sid)
+            saving = self.broker.save_session(session.sid, session.identifiers, record)
+            await self._attempt("cannot keep a session", saving, sid=session.sid)
+
+    async def _attempt(self, failed: str, work: Awaitable[object], **attrs: str) -> None:
+        """Let the broker do *work*; when it cannot, count that and go on."""
+        try:
+            await work
+        except Exception:
+            self._broker_failed(failed, **attrs)
 
     def _broker_failed(self, text: str, **attrs: str) -> None:
         self.metrics.count("broker_errors_total")
@@ -210,7 +216,7 @@ class Node:
         self.spawn(self._spend(previous))
 
     async def _spend(self, sid: str) -> None:
-        await self.broker.forget_session(sid)
+        await self._attempt("cannot forget a session", self.broker.forget_session(sid), sid=sid)
 
     def await_history(self, session: Session) -> None:
         """Open the session's barriers ``history_barrier`` seconds from now."""
@@ -232,7 +238,8 @@ class Node:
             return None
         record = session.record()
         self._displace(session)
-        await self.broker.release_session(session.sid, record.encode())
+        releasing = self.broker.release_session(session.sid, record.encode())
+        await self._attempt("cannot keep a session", releasing, sid=session.sid)
         return record
 
     def _displace(self, session: Session) -> None:
@@ -258,6 +265,7 @@ class Node:
                 waiting, stream.opening = stream.opening, None
                 for deferred in waiting:
                     deferred.errback()
+                self.spawn(self._unsubscribe(name))
                 raise
             waiting, stream.opening = stream.opening, None
             for deferred in waiting:

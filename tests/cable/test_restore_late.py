@@ -97,6 +97,41 @@ def test_a_client_cut_while_it_is_resumed_loses_nothing(method, asking):
     assert [frame["offset"] for frame in (*got, *again.frames) if frame.get("stream_id") == "b"] == [2]
 
 
+@pytest.mark.statement("CP-100", "CP-104")
+@pytest.mark.parametrize("answers", range(12))
+@pytest.mark.parametrize("asking", [True, False], ids=["late questions", "late answers"])
+@pytest.mark.parametrize("bus", [True, False], ids=["bus", "local"])
+def test_a_client_cut_after_any_number_of_answers_gets_the_rest_once(answers, asking, bus):
+    """Messages come all the time; the second attempt is broken as well, the third is not."""
+    world = World(bus=bus)
+    client = left(world, "a", "b")
+    world.advance(6)
+    got = list(client.frames)
+    for _ in range(2):
+        world.broker.asking = asking
+        world.broker.slow = {"claim_session", "move_presence", "tail", "history", "save_session"}
+        broken = client.again()
+        broken.catch_up(A, B)
+        for _ in range(answers):
+            world.publish("a")
+            if world.broker.waiting:
+                world.broker.answer()
+        got += broken.take()
+        broken.cut()
+        world.broker.answer_all()
+        if broken.sid:
+            client = broken
+        world.advance(6)
+    again = client.again()
+    again.catch_up(A, B)
+    last = world.publish("a").offset
+    got += again.take()
+    assert is_restored(again)
+    assert [frame["offset"] for frame in got if frame.get("stream_id") == "a"] == list(range(1, last + 1))
+    assert [frame["offset"] for frame in got if frame.get("stream_id") == "b"] == [1, 2]
+    assert "reject_history" not in [frame.get("type") for frame in got]
+
+
 @pytest.mark.statement("CP-104")
 def test_a_client_cut_between_two_streams_keeps_both():
     world = World("backend")

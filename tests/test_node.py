@@ -435,6 +435,16 @@ def test_nothing_is_sent_behind_a_remote_disconnect_and_nothing_carried_out():
     assert len(world.backend.called("perform")) == 1
 
 
+@pytest.mark.statement("CP-102")
+def test_a_banned_session_is_not_recorded_at_its_end():
+    world = World("backend")
+    client = world.subscribed(room("a"), query="me")
+    world.ban('{"user":"me"}')
+    world.broker.calls.clear()
+    client.cut()
+    assert world.broker.calls == ["release_presence"]
+
+
 @pytest.mark.statement("BR-13")
 def test_an_unknown_command_is_counted_and_has_no_effect():
     world = World()

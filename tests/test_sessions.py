@@ -88,6 +88,33 @@ def test_it_may_change_while_it_is_walked_through():
     assert len(there) == 0
 
 
+@pytest.mark.statement("CP-102")
+def test_a_session_that_is_being_let_in_is_found_too():
+    arriving, others = session("S1"), [session("S2"), session("S3")]
+    there = registry()
+    there.arrives(arriving)
+    assert (there.get("S1"), there.of("u"), len(there)) == (arriving, [arriving], 0)
+    for n, one in enumerate(others, 1):
+        there.add(one)
+        assert there.of("u") == [*others[:n], arriving]
+    there.add(arriving)
+    assert there.of("u") == [*others, arriving]
+
+
+def test_nothing_is_left_of_a_session_that_was_not_let_in():
+    arriving = session("S1")
+    there = registry()
+    there.arrives(arriving)
+    there.remove(arriving)
+    assert (there.get("S1"), there.of("u"), there.unused("S1")) == (None, [], "S1")
+
+
+def test_identifiers_nobody_knows_yet_are_nobodys():
+    there = registry()
+    there.arrives(session("S1", ""))
+    assert there.of("") == []
+
+
 @pytest.mark.statement("CP-15", "RA-6")
 @pytest.mark.parametrize("sid", ["abc", "A-b_c.d:e/f=g+h", "x" * 128])
 def test_a_well_formed_sid_may_be_used(sid):

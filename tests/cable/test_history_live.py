@@ -198,6 +198,23 @@ def test_one_clients_question_brings_what_the_bus_owes_to_everybody():
     assert (one.heard(), other.heard()) == ([], [])
 
 
+@pytest.mark.statement("CP-77")
+def test_what_one_client_reads_ahead_of_the_bus_is_not_read_again_for_the_others():
+    world = World(bus=True)
+    live, client = world.subscribed(A), world.subscribed(A)
+    client.cut()
+    again = client.again()
+    world.publish("a")
+    world.bus.holding = True
+    world.publish("a", count=2)
+    world.broker.calls.clear()
+    world.advance(2.2)
+    assert (again.heard(), live.heard()) == (["welcome", 1, 2, 3], [1, 2, 3])
+    assert world.broker.calls.count("history") == 1
+    world.bus.release()
+    assert (again.heard(), live.heard()) == ([], [])
+
+
 @pytest.mark.statement("CP-77", "BR-49")
 @pytest.mark.parametrize("seed", range(12))
 def test_any_order_of_answers_and_messages(seed):

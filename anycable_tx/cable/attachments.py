@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from anycable_tx.cable.codec import HistoryAsk
 from anycable_tx.cable.messages import History, HistoryRequest, Position, StreamMessage
+from anycable_tx.cable.records import Doubt
 from anycable_tx.errors import HistoryRefused
 
 if TYPE_CHECKING:
@@ -32,16 +33,20 @@ class Barrier:
     ``cursor``: everything up to here was sent, or is not owed. ``restored``: it comes from a resumed session and
     the client's first history request is still owed an answer; ``opened_from`` is where it went live meanwhile,
     because the client did not ask in time. ``behind``: the cursor is a proof that nothing later was ever sent, so
-    it beats a higher position that the client learned through another identifier (D-15). ``touched``: something
-    was sent since the barrier went up.
+    it beats a higher position that the client learned through another identifier (D-15). ``doubt``: what the
+    client's position does not prove, because an earlier connection went live unasked. ``touched``: something was
+    sent since the barrier went up.
     """
 
-    __slots__ = ("behind", "cursor", "opened_from", "restored", "touched", "waiting")
+    __slots__ = ("behind", "cursor", "doubt", "opened_from", "restored", "touched", "waiting")
 
-    def __init__(self, cursor: Position, *, restored: bool = False, behind: bool = False) -> None:
+    def __init__(
+        self, cursor: Position, *, restored: bool = False, behind: bool = False, doubt: Doubt | None = None
+    ) -> None:
         self.cursor = cursor
         self.restored = restored
         self.behind = behind
+        self.doubt = doubt
         self.touched = False
         self.opened_from: Position | None = None
         self.waiting: list[StreamMessage] = []
@@ -94,6 +99,15 @@ class Attachment:
         """True while nothing at all was sent after the cursor a resumed session came with."""
         return self.group is None and self.barrier is not None and self.barrier.restored and not self.barrier.touched
 
+    @property
+    def doubt(self) -> Doubt | None:
+        """What a position that the client names when it resumes will not prove."""
+        barrier = self.barrier
+        if barrier is None or not barrier.restored or barrier.opened_from is None:
+            return None if barrier is None else barrier.doubt
+        after = barrier.opened_from.offset
+        return Doubt(after if barrier.doubt is None else min(after, barrier.doubt.after))
+
     def hold(self) -> None:
         """Stop live delivery after what was sent already; the cursor is where it stopped."""
         if self.group is None:
@@ -127,6 +141,8 @@ class Attachment:
                     raise HistoryRefused("behind")
                 return HistoryRequest(since=ask.since)
             position = self._start(barrier)
+        elif barrier.doubt is not None and barrier.doubt.covers(position.offset):
+            raise HistoryRefused("behind")
         elif barrier.behind and position.epoch == barrier.cursor.epoch and position > barrier.cursor:
             position = barrier.cursor
         opened = barrier.opened_from
@@ -148,10 +164,15 @@ class Attachment:
         """The answer *history* went out (None: it was refused and the client told)."""
         barrier = self.barrier
         assert barrier is not None
+        doubt = self.doubt
+        if barrier.restored:
+            barrier.doubt = None
         if history is None:
             here = self.stream.position.position
             if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
                 barrier.cursor = here
+            if barrier.restored and doubt is not None:
+                barrier.doubt = Doubt(doubt.after, barrier.cursor.offset)
         else:
             top = history.top
             barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top

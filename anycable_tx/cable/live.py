@@ -115,7 +115,7 @@ def _release(subscription: Subscription, attachment: Attachment) -> None:
             [codec.broadcast_frame(identifier, m, codec.broadcast_tail(m)) for m in barrier.waiting]
         )
         barrier.waiting = []
-    if barrier.opened_from is None:
+    if barrier.opened_from is None and barrier.doubt is None:
         attachment.barrier = None
     attachment.stream.release(attachment)
 

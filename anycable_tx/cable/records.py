@@ -13,10 +13,25 @@ import orjson
 
 from anycable_tx.cable.messages import Position
 
-__all__ = ["MAX_PREVIOUS", "SessionRecord", "StreamRecord"]
+__all__ = ["MAX_PREVIOUS", "Doubt", "SessionRecord", "StreamRecord"]
 
 #: How many earlier sids a record remembers.
 MAX_PREVIOUS = 8
+
+
+class Doubt(NamedTuple):
+    """A resumed client was sent what follows ``after`` though it had not asked for what it might lack before that.
+
+    So an offset beyond ``after`` does not prove that it has everything, unless it is beyond ``upto`` as well, which
+    the client can only have reached by reading that something was refused. -1: there is no such place yet.
+    """
+
+    after: int
+    upto: int = -1
+
+    def covers(self, offset: int) -> bool:
+        """Does a client with this offset perhaps lack something before it?"""
+        return self.after < offset and (self.upto < 0 or offset <= self.upto)
 
 
 class StreamRecord(NamedTuple):
@@ -25,6 +40,18 @@ class StreamRecord(NamedTuple):
     base: int
     cursor: Position
     held: bool
+    doubt: Doubt | None = None
+
+    def row(self) -> list[Any]:
+        """The record as JSON values."""
+        return [self.cursor.epoch, self.base, self.cursor.offset, self.held, *(self.doubt or ())]
+
+    @classmethod
+    def of(cls, row: list[Any]) -> StreamRecord:
+        """The record that *row* was made of. Raises ValueError or TypeError."""
+        epoch, base, offset, held, *doubt = row
+        doubted = Doubt(*map(int, doubt)) if doubt else None
+        return cls(int(base), Position(str(epoch), int(offset)), bool(held), doubted)
 
 
 @dataclass
@@ -43,10 +70,7 @@ class SessionRecord:
         value: dict[str, Any] = {"ids": self.identifiers}
         if self.subscriptions:
             value["subs"] = {i: list(streams) for i, streams in self.subscriptions.items()}
-            value["at"] = [
-                [[r.cursor.epoch, r.base, r.cursor.offset, r.held] for r in streams.values()]
-                for streams in self.subscriptions.values()
-            ]
+            value["at"] = [[place.row() for place in streams.values()] for streams in self.subscriptions.values()]
         if self.cstate:
             value["cstate"] = self.cstate
         if self.istate:
@@ -68,8 +92,7 @@ class SessionRecord:
             for n, (identifier, streams) in enumerate(value.get("subs", {}).items()):
                 places = at[n] if at else [["", -1, 0, False]] * len(streams)
                 subscriptions[str(identifier)] = {
-                    str(stream): StreamRecord(int(base), Position(str(epoch), int(offset)), bool(held))
-                    for stream, (epoch, base, offset, held) in zip(streams, places, strict=True)
+                    str(stream): StreamRecord.of(row) for stream, row in zip(streams, places, strict=True)
                 }
             return cls(
                 str(value["ids"]),

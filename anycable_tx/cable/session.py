@@ -322,12 +322,9 @@ class Session:
         return SessionRecord(
             self.identifiers,
             {
-                identifier: {
-                    name: StreamRecord(place.base, place.cursor, at_rest)
-                    for name, place in came.get(identifier, {}).items()
-                }
+                identifier: {name: place._replace(held=at_rest) for name, place in came.get(identifier, {}).items()}
                 | {
-                    a.stream.name: StreamRecord(a.base, a.cursor, at_rest and a.untouched)
+                    a.stream.name: StreamRecord(a.base, a.cursor, at_rest and a.untouched, a.doubt)
                     for a in subscription.attachments
                 }
                 for identifier, subscription in self.subscriptions.items()

@@ -17,6 +17,7 @@ from anycable_tx.transports.frames import control_frame, text_frame
 from anycable_tx.transports.groups import Flusher
 from anycable_tx.transports.handshake import Refusal
 from anycable_tx.transports.heartbeat import Heartbeat
+from anycable_tx.transports.outlet import WritingSide
 from anycable_tx.transports.paths import PathPatterns
 from anycable_tx.transports.websocket import PRECISIONS, CableConnection
 
@@ -80,6 +81,7 @@ class CableFactory(WebSocketServerFactory):
         self.max_connections: int = settings["max_conn"]
         self.ping_interval = float(settings["ping_interval"])
         self.native_pings: bool = settings["enable_native_pings"]
+        self.expects_pongs = settings["pong_timeout"] > 0
         self.request_id_sid: bool = settings["request_id_sid"]
         self.token_header = f"x-{settings['jwt_param']}".lower()
         self.proxy_headers = tuple(name.lower() for name in settings.get("headers", ("cookie",)))
@@ -92,7 +94,7 @@ class CableFactory(WebSocketServerFactory):
         self.upgraded = 0
         #: Are upgrades accepted? Not any more once the ports are closed.
         self.accepting = True
-        self._slow: set[CableConnection] = set()
+        self._slow: set[WritingSide] = set()
         self._write_timeout = float(settings["ws_write_timeout"])
         self._sweep = LoopingCall(self._drop_stalled)
         self._sweep.clock = reactor
@@ -105,7 +107,7 @@ class CableFactory(WebSocketServerFactory):
         scratch._connectionMade()
         self.countConnections = 0
         resolved = _Resolved()
-        own = CableConnection.__slots__
+        own = {slot for base in CableConnection.__mro__ for slot in vars(base).get("__slots__", ())}
         defaults = {name: value for name, value in vars(scratch).items() if name not in own}
         defaults.update(
             __slots__=(),
@@ -188,7 +190,7 @@ class CableFactory(WebSocketServerFactory):
 
     # -- slow readers
 
-    def slow_connection(self, connection: CableConnection) -> None:
+    def slow_connection(self, connection: WritingSide) -> None:
         """*connection* has a backlog; it has to shrink from time to time."""
         if connection.transport is not None:
             connection.transport.progressed = True

@@ -1,9 +1,9 @@
 """The WebSocket connection: an Autobahn protocol that hands messages to a session.
 
 Autobahn does what is rare: fragments, control frames, compression, the closing handshake. What happens for every
-connection and message is done here: the opening handshake (see ``handshake``), whole masked text frames, and
-writing frames that were encoded once for many connections. A connection that asks for another path becomes plain
-HTTP and is served by the site.
+connection and message is done here: the opening handshake (see ``handshake``) and whole masked text frames; for
+what leaves the connection see ``outlet``. A connection that asks for another path becomes plain HTTP and is served
+by the site.
 """
 
 from __future__ import annotations
@@ -11,80 +11,42 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from anycable_tx.cable import codec
 from anycable_tx.cable.admission import Arrival
 from anycable_tx.cable.commands import receive
 from anycable_tx.cable.replies import RequestEnv
-from anycable_tx.cable.session import Session
 from anycable_tx.errors import BadCommand
-from anycable_tx.transports.frames import control_frame, deflated_frame, text_frame, unmask
-from anycable_tx.transports.groups import SILENT
+from anycable_tx.transports.frames import unmask
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
+from anycable_tx.transports.outlet import CLOSED, CONNECTING, OPEN, WritingSide
 from anycable_tx.transports.plain import PlainTransport
-
-if TYPE_CHECKING:
-    from anycable_tx.transports.factory import CableFactory
 
 __all__ = ["PRECISIONS", "CableConnection"]
 
-CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
 _log = Logger()
 #: Nanoseconds per unit of ping timestamps.
 PRECISIONS = {"s": 1_000_000_000, "ms": 1_000_000, "ns": 1}
-#: Seconds that the transport of a closed connection has to deliver the rest and to end.
-LINGER = 10.0
-#: A replay goes on once the client has taken so much that fewer bytes than this wait.
-HIGH_WATER = 1 << 16
 
 
-class _Quiet:
-    """Autobahn's log: it reports as warnings what is everyday here, such as a client that just goes away."""
+class CableConnection(WritingSide):
+    """One client connection. Made by ``CableFactory``, which supplies Autobahn's state as class defaults."""
 
-    def debug(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    __slots__ = ("_http", "pong_due")
 
-    info = warn = error = debug
-
-
-class CableConnection(WebSocketServerProtocol):
-    """One client connection. Made by ``CableFactory``, which supplies Autobahn's state as class defaults.
-
-    It is the ``Outlet`` of its session.
-    """
-
-    __slots__ = ("_http", "_out", "_waiter", "data", "pong_due", "session", "state", "transport", "wire")
-
-    log = _Quiet()
-    factory: CableFactory
     #: Nanoseconds per unit of this client's ping timestamps.
     precision = PRECISIONS["s"]
     #: Must this client show life after a ping?
     expects_pongs = False
 
     if TYPE_CHECKING:
-        #: A DirectTransport or a PlainTransport; None once the connection is gone.
-        transport: Any
-        state: int
-        data: bytes
-        closeHandshakeTimeout: float
-        closeHandshakeTimeoutCall: Any
-        wasClean: bool
         current_frame: Any
         inside_message: bool
 
     def __init__(self) -> None:
-        self.state = CONNECTING
-        self.data = b""
-        self.session: Session | None = None
-        self.wire = "plain"
+        super().__init__()
         self.pong_due = 0.0
         self._http: Any = None
-        self._out: list[bytes] | None = None
-        self._waiter: Deferred[None] | None = None
 
     # -- Twisted calls these
 
@@ -126,12 +88,6 @@ class CableConnection(WebSocketServerProtocol):
         self._release_waiter()
         if session is not None:
             self.factory.node.disconnected(session)
-
-    def _cancel_close_timeout(self) -> None:
-        call = self.closeHandshakeTimeoutCall
-        if call is not None:
-            call.cancel()
-            self.closeHandshakeTimeoutCall = None
 
     # -- the opening handshake
 
@@ -197,7 +153,7 @@ class CableConnection(WebSocketServerProtocol):
             self.precision = PRECISIONS.get(precision, PRECISIONS["s"])
         if interval > 0:
             factory.heartbeat.add(self, interval)
-        if extended or factory.native_pings:
+        if factory.expects_pongs and (extended or factory.native_pings):
             self.expects_pongs = True
         sid = head.headers.get("x-request-id", "") if factory.request_id_sid else ""
         self.session = factory.node.connected(self, arrival, extended=extended, sid=sid)
@@ -273,167 +229,6 @@ class CableConnection(WebSocketServerProtocol):
                     payload.decode()
                 except UnicodeDecodeError:
                     self.close(1007, "not UTF-8")
-
-    # -- Autobahn's hooks
-
-    def _onOpen(self) -> None:
-        pass
-
-    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
-        """Autobahn writes a control frame: it goes behind what this connection was given before."""
-        if self._out is not None:
-            self._out.append(data)
-        elif self.transport is not None:
-            self.transport.write(data)
-
-    def _closeConnection(self, abort: bool = False) -> None:
-        """Close; with *abort* at once, unless both sides said goodbye, as a reset would spoil that."""
-        self._flush()
-        if self.transport is not None:
-            if abort and not self.wasClean:
-                self.transport.abortConnection()
-            else:
-                self.transport.loseConnection()
-                self._expect_the_end(LINGER)
-
-    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        """Write a close frame behind everything this connection was given (CP-138); nothing follows it."""
-        if self.state == OPEN:
-            if self.session is not None and self.factory.flusher.pending:
-                self.session.settle()
-            super().sendCloseFrame(code, reasonUtf8, isReply)
-            self._show_slot()
-
-    def _expect_the_end(self, seconds: float) -> None:
-        """Whatever the client does, the connection will not stay much longer."""
-        if self.closeHandshakeTimeoutCall is None:
-            self.closeHandshakeTimeoutCall = self.factory.call_later(seconds, self.onCloseHandshakeTimeout)
-
-    def onCloseHandshakeTimeout(self) -> None:
-        """The connection did not end in time.
-
-        Whoever still takes what waits for him may go on: those who do not are dropped by the factory. Without a
-        backlog the kernel delivers the rest; what even then does not end is dropped.
-        """
-        self.closeHandshakeTimeoutCall = None
-        if self.transport is None:
-            return
-        if self.transport.backlog:
-            self._expect_the_end(self.closeHandshakeTimeout)
-        elif self.state == CLOSING:
-            self.state = CLOSED
-            self._closeConnection()
-        else:
-            self.transport.abortConnection()
-
-    # -- the session's outlet
-
-    @property
-    def slot(self) -> Any:
-        """What groups hand this connection's frames to."""
-        return self.transport.slot if self.state == OPEN else SILENT
-
-    def _frame(self, payload: bytes) -> bytes:
-        return text_frame(payload) if self.wire == "plain" else deflated_frame(payload)
-
-    def send(self, payload: bytes) -> None:
-        """Write one message."""
-        self.send_all([payload])
-
-    def send_all(self, payloads: list[bytes]) -> None:
-        """Write several messages at once."""
-        if self.state != OPEN or not payloads:
-            return
-        metrics = self.factory.metrics
-        metrics.count("server_msg_total", len(payloads))
-        metrics.count("data_sent_total", sum(map(len, payloads)))
-        self.write(b"".join(map(self._frame, payloads)))
-
-    def write(self, data: bytes) -> None:
-        """Write framed bytes."""
-        if self.state != OPEN:
-            return
-        if self._out is not None:
-            self._out.append(data)
-        elif self.transport is not None:
-            self.transport.write(data)
-
-    def queue(self, data: bytes) -> None:
-        """Queue framed bytes of which a part was sent directly."""
-        if self.state == OPEN and self.transport is not None:
-            self.transport.queue(data)
-
-    def _flush(self) -> None:
-        """Write what was held back while reading."""
-        if self._out:
-            out, self._out = self._out, []
-            if self.transport is not None:
-                self.transport.write(b"".join(out))
-
-    def close(self, code: int, reason: str) -> None:
-        """Write a close frame and wait a moment for the client's."""
-        if self.state == OPEN:
-            self.factory.metrics.count("closed_connections_total", reason=str(code))
-            self.sendCloseFrame(code, reason.encode()[:123])
-
-    def drained(self) -> Deferred[None] | None:
-        """None while little waits to be written; else done when the queue is empty or the connection gone."""
-        self._flush()
-        if self.transport is None or self.transport.backlog < HIGH_WATER:
-            return None
-        if self._waiter is None:
-            self._waiter = Deferred()
-        return self._waiter
-
-    def _release_waiter(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.callback(None)
-
-    def pause(self) -> None:
-        """Stop reading."""
-        if self.transport is not None:
-            self.transport.stopReading()
-
-    def resume(self) -> None:
-        """Read again."""
-        if self.transport is not None and self.state == OPEN:
-            self.transport.startReading()
-
-    # -- the transport's notices
-
-    def _show_slot(self) -> None:
-        """The slot changed: groups have to know."""
-        session = self.session
-        if session is not None and self.transport is not None:
-            slot = self.slot
-            for subscription in session.subscriptions.values():
-                for attachment in subscription.attachments:
-                    if attachment.group is not None:
-                        attachment.group.slow(attachment, slot)  # type: ignore[attr-defined]
-
-    def slow_changed(self, slow: bool) -> None:
-        """The backlog appeared or is gone."""
-        if self.factory.direct:
-            self._show_slot()
-        if slow:
-            self.factory.slow_connection(self)
-        else:
-            self._release_waiter()
-
-    def backlogged(self, size: int) -> None:
-        """*size* bytes more were queued for a slow reader: beyond the limit it is let go (P7).
-
-        What counts is what waited before, so that no single message, however large, makes a reader slow.
-        """
-        limit = self.factory.max_pending_size
-        if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
-            self.factory.metrics.count("disconnected_slow_clients_total")
-            self.transport.drop_queue()
-            self.state = CLOSING  # nothing else is written
-            self._show_slot()
-            self.transport.write(text_frame(codec.disconnect_frame("too_slow", True)) + control_frame(8, b"\x03\xe8"))
-            self._expect_the_end(self.closeHandshakeTimeout)
 
     # -- liveness
 

@@ -10,7 +10,6 @@ transports serve, with the same guarantees.
 from __future__ import annotations
 
 import _socket
-import socket
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +161,8 @@ class DirectPort(tcp.Port):
     socket: Any
 
     def startListening(self) -> None:
-        """Listen. Accepted sockets inherit TCP_NODELAY from the listening one."""
+        """Listen."""
         tcp.Port.startListening(self)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._family = (int(self.socket.family), int(self.socket.type), int(self.socket.proto))
         self._transport: Any = type(
             "Transport", (DirectTransport,), {"__slots__": (), "reactor": self.reactor, "server": self}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from OpenSSL import SSL, crypto
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
 from twisted.internet import ssl
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorFDSet
@@ -19,6 +22,11 @@ from anycable_tx.transports.site import Sites
 __all__ = ["Listeners", "direct_path_applies"]
 
 BACKLOG = 4096
+#: A connection on which nothing was heard for so many seconds is probed, so that a peer that is gone without a word
+#: is noticed even where nobody is pinged.
+KEEPALIVE = 15
+#: For TLS 1.2: forward secrecy and authenticated encryption, the older modes last. Those of TLS 1.3 are all good.
+CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 
 
 def direct_path_applies(settings: Mapping[str, Any], reactor: Any) -> bool:
@@ -40,34 +48,47 @@ class Certificate(ssl.ContextFactory):
 
     def load(self) -> None:
         """Read the files. Raises ConfigurationError naming the one that cannot be used; then nothing changes."""
-        self._context = tls_options(self._settings).getContext()
+        self._context = tls_context(self._settings)
 
     def getContext(self) -> SSL.Context:
         """What a new connection uses; it keeps it whatever is loaded later."""
         return self._context
 
 
-def tls_options(settings: Mapping[str, Any]) -> ssl.CertificateOptions:
+def tls_context(settings: Mapping[str, Any]) -> SSL.Context:
     """TLS 1.2 or newer with the configured certificate. Raises ConfigurationError naming a file it cannot use."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_cipher_list(CIPHERS)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # idle connections keep no buffers
     try:
+        key = "ssl_cert"
+        with open(settings["ssl_cert"], "rb"):  # what is wrong with a file, Python tells better
+            context.use_certificate_chain_file(settings["ssl_cert"])
         key = "ssl_key"
         with open(settings["ssl_key"], "rb") as file:
-            private = crypto.load_privatekey(crypto.FILETYPE_PEM, file.read())
-        key = "ssl_cert"
-        with open(settings["ssl_cert"], "rb") as file:
-            pems = file.read().split(b"-----BEGIN CERTIFICATE-----")[1:]
-        chain = [crypto.load_certificate(crypto.FILETYPE_PEM, b"-----BEGIN CERTIFICATE-----" + pem) for pem in pems]
-        options = ssl.CertificateOptions(
-            privateKey=private,
-            certificate=chain[0],
-            extraCertChain=chain[1:],
-            raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
-        )
-        options.getContext()
-    except (OSError, crypto.Error, SSL.Error, IndexError) as e:
+            load_pem_private_key(file.read(), None)  # for a passphrase, OpenSSL would ask at the terminal
+    except (OSError, SSL.Error, TypeError, ValueError, UnsupportedAlgorithm) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not a usable PEM file"
         raise ConfigurationError(f"{key}: cannot use {settings[key]!r}: {reason}") from None
-    return options
+    try:
+        context.use_privatekey_file(settings["ssl_key"])
+        context.check_privatekey()
+    except SSL.Error:
+        raise ConfigurationError(
+            f"ssl_key: cannot use {settings['ssl_key']!r}: it is not the key of {settings['ssl_cert']!r}"
+        ) from None
+    return context
+
+
+def _tune(listening: socket.socket) -> None:
+    """Set what accepted sockets inherit: small frames leave at once, and dead peers are noticed."""
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        if hasattr(socket, name):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEPALIVE)
 
 
 class Listeners:
@@ -111,6 +132,7 @@ class Listeners:
             reason = getattr(e, "socketError", e)
             raise ConfigurationError(f"cannot listen on {host}:{number}: {reason}") from None
         self._ports.append(port)
+        _tune(port.socket)
 
     async def close(self) -> None:
         """Accept no connections and no upgrades any more; open connections stay."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import ssl
 import struct
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from twisted.internet import main, tcp
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -267,6 +269,7 @@ class Cable:
         ours, theirs = socket.socketpair()
         if buffer:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        theirs.setblocking(False)
         client = Client(self, theirs)
         client.connection = self.plug(ours, peer)
         self.clients.append(client)
@@ -284,6 +287,30 @@ class Cable:
         """A client that is subscribed to a public stream."""
         client = self.client(protocol, **options)
         client.subscribe(identifier(stream))
+        return client
+
+    def listen(self) -> list[int]:
+        """Open the ports; answers their numbers."""
+        self.server.listeners.open()
+        return [port.getHost().port for port in self.server.listeners._ports]
+
+    def close_ports(self) -> None:
+        """Close the ports."""
+        closed = Deferred.fromCoroutine(self.server.listeners.close())
+        self.run()
+        assert closed.called
+
+    def dial(self, port: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Client:
+        """A client over TCP, perhaps with TLS. Raises what the socket or the TLS handshake raises."""
+        sock = socket.create_connection((host, port), 5)
+        sock.setblocking(False)
+        try:
+            client = Client(self, TlsSocket(self, sock, tls) if tls else sock)
+        except OSError:
+            sock.close()
+            self.run()
+            raise
+        self.clients.append(client)
         return client
 
     def publish(self, stream: str, payload: Any, **fields: Any) -> Receipt:
@@ -305,7 +332,8 @@ class Cable:
         """Let all clients go; nothing may be left of them."""
         for client in self.clients:
             client.sock.close()
-        self.run()
+        self.until(lambda: self.reactor.turn() or not self.factory.connections, patience=2)
+        self.close_ports()
         self.wait(12, 0.5)
         assert self.metrics.value("internal_errors_total") == self._faults
         assert (self.factory.connections, len(self.node.sessions)) == (0, 0)
@@ -323,10 +351,9 @@ class Client:
     answer: Answer
     welcome: dict[str, Any]
 
-    def __init__(self, cable: Cable, sock: socket.socket) -> None:
+    def __init__(self, cable: Cable, sock: Any) -> None:
         self.cable = cable
         self.sock = sock
-        self.sock.setblocking(False)
         self.received = b""
         self.ended = False
         self.compressed: list[bool] = []
@@ -369,6 +396,10 @@ class Client:
             taken += len(data)
         self.cable.run()
 
+    def until(self, condition: Callable[[bytes], Any]) -> None:
+        """Read until what was received satisfies *condition*, or everything was received; for TCP."""
+        self.cable.until(lambda: (self.read(), self.ended or condition(self.received))[1])
+
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """An HTTP request, and its answer."""
         lines = [f"{method} {path} HTTP/1.1", "Host: cable.example"]
@@ -382,7 +413,7 @@ class Client:
 
     def head(self) -> Answer:
         """The next HTTP answer."""
-        self.read()
+        self.until(lambda received: b"\r\n\r\n" in received)
         head, _, self.received = self.received.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -446,6 +477,42 @@ class Client:
         """Does the server still answer commands?"""
         self.send(command("ping"))
         return {"type": "pong"} in self.messages()
+
+
+class TlsSocket:
+    """A socket that speaks TLS as a client."""
+
+    def __init__(self, cable: Cable, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = context.wrap_socket(sock, do_handshake_on_connect=False, server_hostname="localhost")
+
+        def shake() -> bool:
+            try:
+                self._sock.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            return True
+
+        try:
+            cable.until(shake)
+        except OSError:
+            self._sock.close()
+            raise
+        self.version = self._sock.version()
+
+    def send(self, data: bytes) -> int:
+        return self._sock.send(data)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._sock.recv(size)
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 def upgrade_headers(protocol: str = "", **more: str) -> dict[str, str]:

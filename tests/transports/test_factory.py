@@ -10,7 +10,6 @@ import pytest
 
 from anycable_tx import __version__
 from anycable_tx.cable.replies import ConnectReply, RequestEnv, Status
-from anycable_tx.testing.sync import result_of
 from tests.transports.support import (
     BASE,
     EXTENDED,
@@ -385,7 +384,7 @@ def test_no_upgrade_is_accepted_once_the_ports_are_closed(cable):
     made = cable()
     early, late = made.connect(), made.connect()
     early.send(upgrade_request()[:30])
-    result_of(made.server.listeners.close())
+    made.close_ports()
     early.send(upgrade_request()[30:])
     assert early.head().status == 503
     assert late.upgrade().status == 503

@@ -19,8 +19,9 @@ from anycable_tx.controllers.chain import Chain
 from anycable_tx.controllers.frames import confirm_frame
 from anycable_tx.interfaces import ProviderContext
 from anycable_tx.metrics import Metrics
-from anycable_tx.node import LINGER, Node
+from anycable_tx.node import Node
 from anycable_tx.pubsub.local import LocalPubSub
+from anycable_tx.streams import LINGER
 from anycable_tx.testing.broker_conformance import SETTINGS
 from anycable_tx.testing.checker import EventLog
 from anycable_tx.testing.fakes import RecordingNode
@@ -78,7 +79,9 @@ class World:
     def __init__(self, channels: dict[str, tuple[str, ...]], extra: str = "", *, distributed: bool = False) -> None:
         self.channels = channels
         self.extra = extra
-        self.streams = tuple(dict.fromkeys([s for streams in channels.values() for s in streams] + [extra] * bool(extra)))
+        self.streams = tuple(
+            dict.fromkeys([s for streams in channels.values() for s in streams] + [extra] * bool(extra))
+        )
         self.shared = sum(map(len, channels.values())) > len({s for ss in channels.values() for s in ss})
         self.distributed = distributed
         self.barrier = BARRIER
@@ -196,7 +199,9 @@ class World:
 
     # -- publications
 
-    def publish(self, stream: str, *, excluded: str = "", transient: bool = False, id: str = "", node: int = 0) -> None:
+    def publish(
+        self, stream: str, *, excluded: str = "", transient: bool = False, id: str = "", node: int = 0
+    ) -> None:
         """Publish one message; the broker gives it the offset the model gives it."""
         message = self.ledger.add(stream, excluded, transient)
         if transient and not self.distributed:

@@ -1,0 +1,94 @@
+"""Work that goes on in the background: held until it ends, reported when it fails, ended with the server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from anycable_tx.metrics import Metrics
+
+__all__ = ["Background", "sleep"]
+
+
+class Background:
+    """What runs work in the background. *reactor* supplies the time."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, metrics: Metrics) -> None:
+        self.reactor = reactor
+        self.metrics = metrics
+        self._running: set[Deferred[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* now as far as it goes; hold it until it ends, and report what it raises.
+
+        Most work ends at once, and then costs no Deferred.
+        """
+        try:
+            waiting = work.send(None)
+        except StopIteration:
+            return
+        except Exception:
+            self._report(Failure())  # type: ignore[no-untyped-call]
+            return
+        deferred = Deferred.fromCoroutine(_go_on(work, waiting))
+        if not deferred.called or deferred.paused:
+            self._running.add(deferred)
+            deferred.addBoth(self._forget, deferred)
+        deferred.addErrback(self._report)
+
+    def _forget(self, result: Any, deferred: Deferred[None]) -> Any:
+        self._running.discard(deferred)
+        return result
+
+    def _report(self, failure: Failure) -> None:
+        if isinstance(failure.value, CancelledError):  # the node is stopping
+            return
+        self.metrics.count("internal_errors_total")
+        self.log.failure("unexpected error", failure=failure)
+
+    def cancel_all(self) -> None:
+        """End what has not ended."""
+        for deferred in list(self._running):
+            deferred.cancel()
+
+    async def _attempt(self, failed: str, work: Awaitable[object], **attrs: str) -> None:
+        """Let the broker do *work*; when it cannot, count that and go on."""
+        try:
+            await work
+        except Exception:
+            self._broker_failed(failed, **attrs)
+
+    def _broker_failed(self, text: str, **attrs: str) -> None:
+        self.metrics.count("broker_errors_total")
+        self.log.failure("{text}", text=text, attrs={"context": "broker", **attrs})
+
+
+async def sleep(reactor: Any, seconds: float) -> None:
+    """Done after so many seconds of *reactor*'s time."""
+    done: Deferred[None] = Deferred(lambda d: call.cancel())
+    call = reactor.callLater(seconds, done.callback, None)
+    await done
+
+
+async def _go_on(work: Coroutine[Any, Any, None], waiting: Any) -> None:
+    """Run *work*, which has begun and waits for the Deferred *waiting*, to its end."""
+    while True:
+        try:
+            await waiting
+        except GeneratorExit:  # it was forgotten: nothing can end it any more
+            work.close()
+            raise
+        except BaseException as e:
+            failure: BaseException | None = e
+        else:
+            failure = None
+        try:
+            waiting = work.send(None) if failure is None else work.throw(failure)
+        except StopIteration:
+            return

@@ -132,7 +132,9 @@ class Listeners:
             reason = getattr(e, "socketError", e)
             raise ConfigurationError(f"cannot listen on {host}:{number}: {reason}") from None
         self._ports.append(port)
-        _tune(port.socket)
+        sock = getattr(port, "socket", None)  # not every reactor's ports show theirs
+        if sock is not None:
+            _tune(sock)
 
     async def close(self) -> None:
         """Accept no connections and no upgrades any more; open connections stay."""

@@ -45,6 +45,8 @@ class WritingSide(WebSocketServerProtocol):
 
     log = _Quiet()
     factory: CableFactory
+    #: What the client says is taken; not while too many of its commands wait.
+    reading = True
 
     if TYPE_CHECKING:
         #: A DirectTransport or a PlainTransport; None once the connection is gone.
@@ -188,11 +190,13 @@ class WritingSide(WebSocketServerProtocol):
     def pause(self) -> None:
         """Stop reading."""
         if self.transport is not None:
+            self.reading = False
             self.transport.stopReading()
 
     def resume(self) -> None:
         """Read again."""
         if self.transport is not None and self.state == OPEN:
+            self.reading = True
             self.transport.startReading()
 
     # -- the transport's notices

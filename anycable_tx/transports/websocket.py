@@ -248,7 +248,9 @@ class CableConnection(WritingSide):
             self.factory.heartbeat.expect_pong(self)
 
     def pong_missing(self) -> None:
-        """The client was silent too long after a ping."""
-        if self.session is not None:
+        """The client was silent too long after a ping; unless nobody listened to it (CP-133)."""
+        if not self.reading:
+            self.pong_due = 0.0
+        elif self.session is not None:
             self.factory.metrics.count("closed_connections_total", reason="no_pong")
             self.session.disconnect(1000, "No Pong", "no_pong", reconnect=True)

@@ -635,6 +635,25 @@ def test_native_pings_are_sent_behind_the_others_and_silence_is_cut_however_old_
 # -- reading stops when too much waits
 
 
+@pytest.mark.statement("CP-133")
+def test_a_client_that_is_not_read_is_not_cut_for_pongs_nobody_reads_and_later_it_is(cable):
+    made = cable(ping_interval=1, pong_timeout=2, max_commands_pending=2)
+    slow = slow_controllers(made)
+    client = made.client(EXTENDED)
+    for n in range(5):
+        client.sock.send(command("subscribe", identifier=identifier(f"s{n}")))
+        made.run()
+    for _ in range(10):
+        made.wait(1)
+        client.sock.send(command("pong"))
+    for _ in range(5):
+        slow.waiting.pop(0).callback(None)
+        made.run()
+    assert [m["type"] for m in client.messages()] == ["confirm_subscription"] * 5
+    made.wait(4)
+    assert client.farewell()[0][-1] == NO_PONG
+
+
 def test_a_client_is_not_read_while_too_many_of_its_commands_wait(cable):
     made = cable(max_commands_pending=4)
     slow = slow_controllers(made)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 
 from tests.transports.support import (
@@ -88,8 +91,6 @@ def test_no_context_is_kept_between_messages_of_a_client(cable):
 
 
 def command_text(stream: str) -> str:
-    import json
-
     return json.dumps({"command": "subscribe", "identifier": identifier(stream)})
 
 
@@ -129,8 +130,6 @@ def test_a_compressed_control_frame_is_a_violation(cable):
 
 @pytest.mark.statement("CP-135")
 def test_a_slow_reader_of_compressed_messages_is_told_too(cable):
-    import random
-
     made = cable(enable_ws_compression=True, ws_max_pending_size=50_000, ping_interval=100)
     client = made.client(buffer=1, **OFFER)
     client.send(command("subscribe", identifier=identifier()))

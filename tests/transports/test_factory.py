@@ -6,14 +6,16 @@ import json
 import re
 from typing import Any
 
+import jwt
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
 
 from anycable_tx import __version__
 from anycable_tx.cable.replies import ConnectReply, RequestEnv, Status
 from tests.transports.support import (
     BASE,
     EXTENDED,
-    Answer,
     Cable,
     Client,
     command,
@@ -22,6 +24,15 @@ from tests.transports.support import (
     upgrade_headers,
     upgrade_request,
 )
+
+
+class Large(Resource):
+    """Answers with a megabyte."""
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        return bytes(range(256)) * 4000
 
 
 class Gate:
@@ -177,8 +188,6 @@ def test_a_token_is_shown_as_its_header(cable, request_, token):
 @pytest.mark.statement("CP-7", "CP-8")
 @pytest.mark.parametrize(("offer", "chosen"), [(f"{EXTENDED}, ", EXTENDED), ("", None)])
 def test_a_token_among_the_protocols_authenticates(cable, offer, chosen):
-    import jwt
-
     token = jwt.encode({"ext": '{"user":7}'}, "s" * 32, algorithm="HS256")
     made = cable(jwt_secret="s" * 32, enforce_jwt=True, noauth=False)
     client = made.client(f"{offer}anycable-token.{token}")
@@ -246,14 +255,6 @@ def test_publications_are_taken_on_the_same_port(cable):
 
 
 def test_a_large_answer_reaches_a_slow_http_client_whole(cable):
-    from twisted.web.resource import Resource
-
-    class Large(Resource):
-        isLeaf = True
-
-        def render(self, request: Any) -> bytes:
-            return bytes(range(256)) * 4000
-
     made = cable()
     made.server.sites.add_route(0, "/large", Large())
     client = made.connect(buffer=1)
@@ -261,14 +262,8 @@ def test_a_large_answer_reaches_a_slow_http_client_whole(cable):
     while len(client.received) < 1_024_000:
         client.read(100_000)
         made.wait(0.5, 0.5)
-    assert client.head() == Answer(200, client_headers(client), bytes(range(256)) * 4000)
-
-
-def client_headers(client: Client) -> Any:
-    class Any_(dict):
-        __eq__ = lambda self, other: True  # noqa: E731
-
-    return Any_()
+    answer = client.head()
+    assert (answer.status, answer.body) == (200, bytes(range(256)) * 4000)
 
 
 def test_an_http_client_that_leaves_is_forgotten(cable):
@@ -361,8 +356,6 @@ def test_beyond_max_conn_an_upgrade_is_refused_while_health_answers(cable):
 
 @pytest.mark.statement("CO-29")
 def test_clients_under_authentication_count_for_max_conn(cable):
-    from twisted.internet.defer import Deferred
-
     class Thinking(Gate):
         async def authenticate(self, sid: str, env: RequestEnv) -> ConnectReply:
             await done

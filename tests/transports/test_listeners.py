@@ -6,13 +6,24 @@ import socket
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from anycable_tx.config.load import defaults
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.testing.processes import free_port
 from anycable_tx.transports.listeners import direct_path_applies
-from tests.transports.support import HandReactor, identifier
+from tests.transports.support import (
+    BASE,
+    CLOSE,
+    EXTENDED,
+    HandReactor,
+    identifier,
+    masked,
+    upgrade_request,
+)
+
+RESTART = {"type": "disconnect", "reason": "server_restart", "reconnect": True}
 
 
 def accepted(made: Any) -> socket.socket:
@@ -124,6 +135,46 @@ def test_closed_ports_accept_nobody_and_leave_clients_alone(cable):
     client.send(b"\x81\x92\0\0\0\0" + b'{"command":"ping"}')
     client.until(bool)
     assert client.messages() == [{"type": "pong"}]
+
+
+@pytest.mark.statement("CP-137", "CP-138")
+def test_at_a_stop_every_client_is_told_and_no_new_one_is_let_in(cable):
+    made = cable(whole=True, shutdown_timeout=5)
+    [port] = made.listen()
+    base, extended = made.dial(port), made.dial(port)
+    for client, protocol in ((base, BASE), (extended, EXTENDED)):
+        assert client.upgrade(protocol=protocol).status == 101
+        client.messages()
+        client.subscribe(identifier())
+    early = made.dial(port)
+    early.send(b"GET ")
+    made.publish("chat", 1)
+    stopped = Deferred.fromCoroutine(made.server.stop())
+    made.wait(0.2)
+    for client, last in ((base, [RESTART]), (extended, [])):
+        messages, code, text, _ = client.farewell()
+        assert messages.pop(0)["message"] == 1
+        assert (messages, code, text) == (last, 1001, "Server restart")
+    with pytest.raises(ConnectionRefusedError):
+        made.dial(port)
+    early.send(upgrade_request()[4:])
+    assert early.head().status == 503
+    assert not stopped.called
+    for client in (base, extended):
+        client.send(masked(b"\x03\xe9", opcode=CLOSE))
+        client.until(lambda received: False)
+    made.wait(0.2)
+    assert stopped.called
+
+
+@pytest.mark.statement("CP-137")
+def test_a_client_that_does_not_answer_does_not_hold_up_the_stop(cable):
+    made = cable(whole=True, shutdown_timeout=10)
+    [port] = made.listen()
+    client = made.dial(port)
+    client.upgrade()
+    assert made.stop() < 3
+    assert client.farewell()[1] == 1001
 
 
 @pytest.mark.parametrize(

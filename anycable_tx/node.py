@@ -46,6 +46,7 @@ class Node(NodeStreams):
         self._barrier: float = settings["history_barrier"]
         self._releasing = 0
         self._awaiting: deque[tuple[float, Session]] = deque()
+        self._changed: dict[Session, None] = {}
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
         metrics.gauge("clients_num", self.sessions.__len__)
@@ -75,6 +76,9 @@ class Node(NodeStreams):
             if session.is_open():
                 session.enqueue(partial(open_barriers, session))
         self.let_go(now)
+        changed, self._changed = self._changed, {}
+        for session in changed:
+            self.spawn(self.save(session))
 
     # -- connections (called by transports)
 
@@ -143,6 +147,13 @@ class Node(NodeStreams):
             record = session.record(at_rest=False).encode()
             saving = self.broker.save_session(session.sid, session.identifiers, record)
             await self._attempt("cannot keep a session", saving, sid=session.sid)
+
+    def changed(self, session: Session) -> None:
+        """Keep the session's record with the next tick: once, however many subscriptions a client makes at once.
+
+        If its connection ends before, the record is kept then.
+        """
+        self._changed[session] = None
 
     def acted(self, session: Session, previous: str) -> None:
         """The resumed client has its new sid: the one before cannot be claimed any more."""

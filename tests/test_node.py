@@ -9,7 +9,7 @@ import pytest
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.testing.sync import result_of
-from tests.cable.support import A, B, Client, World, room
+from tests.cable.support import A, B, Client, World, pubsub, room
 
 REJECT = "reject_history"
 DOWN = BrokerUnavailable("down")
@@ -366,6 +366,7 @@ def test_a_message_between_confirmation_and_history_on_another_node_is_delivered
 def test_a_client_moves_to_another_node():
     world = World(nodes=2)
     client = world.subscribed(A, node=0)
+    world.advance(0.2)
     world.publish("a")
     client.take()
     again = client.again(node=1)
@@ -526,3 +527,25 @@ def test_a_broker_that_is_down_at_the_end_of_a_connection_is_counted():
     client.cut()
     world.turn()
     assert world.metrics.value("broker_errors_total") == 2
+
+
+def test_many_changes_at_once_are_kept_once():
+    world = World()
+    client = world.connect()
+    node = world.nodes[0]
+    kept: list[bytes] = []
+    save = node.broker.save_session
+
+    def counted(sid: str, identifiers: str, record: bytes) -> Any:
+        kept.append(record)
+        return save(sid, identifiers, record)
+
+    node.broker.save_session = counted
+    for n in range(20):
+        client.subscribe(pubsub(f"s{n}"))
+    assert kept == []
+    world.advance(0.2)
+    assert len(kept) == 1
+    assert all(f'"s{n}"'.encode() in kept[0] for n in range(20))
+    world.advance(5)
+    assert len(kept) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import NamedTuple, Protocol
 
 from anycable_tx.cable import codec
@@ -27,6 +28,9 @@ class Registry(Services, Protocol):
 
     def arrives(self, session: Session) -> None:
         """The session may be taken over before it is authenticated, because others can know its sid."""
+
+    def save(self, session: Session) -> Awaitable[None]:
+        """Keep the session's record, if it is resumable."""
 
     def register(self, session: Session) -> None:
         """The session is authenticated: it can be found by its sid and identifiers."""

@@ -78,7 +78,7 @@ async def _subscribe(session: Session, command: Command) -> None:
             attachment.base = -1  # it starts where the answer will
     try:
         await _act(subscription, reply)
-        await services.save(session)
+        services.changed(session)
         if ask is not None and (ask.since > 0 or ask.streams is not None):
             await answer_history(subscription, ask)
     finally:
@@ -157,7 +157,7 @@ async def _unsubscribe(session: Session, command: Command) -> None:
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
         _disconnect_if_asked(session, reply)
-    await session.services.save(session)
+    session.services.changed(session)
 
 
 async def _message(session: Session, command: Command) -> None:
@@ -176,7 +176,7 @@ async def _message(session: Session, command: Command) -> None:
     finally:
         await go_live(subscription, held)
     if reply.streams or reply.stopped_streams or reply.stop_streams or reply.cstate or reply.istate:
-        await session.services.save(session)
+        session.services.changed(session)
 
 
 async def _history(session: Session, command: Command) -> None:

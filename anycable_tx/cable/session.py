@@ -59,8 +59,8 @@ class Services(Protocol):
     def publish(self, publication: Publication) -> Awaitable[Receipt]:
         """Store and fan out."""
 
-    def save(self, session: Session) -> Awaitable[None]:
-        """Keep the session's record, if it is resumable and the broker can."""
+    def changed(self, session: Session) -> None:
+        """The session's record is not what the broker has: keep it anew, soon."""
 
     def acted(self, session: Session, previous: str) -> None:
         """A resumed client sent its first command: the sid it came with is spent."""

@@ -203,23 +203,6 @@ def test_the_quick_start_shows_what_it_says(tmp_path: Path) -> None:
         assert "".join(seen) == quick_start("text", "hello")
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory into which pip installed the example provider."""
-    target = tmp_path_factory.mktemp("acme")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", str(target), str(ACME)], check=True, timeout=60)
-    return target
-
-
-@pytest.mark.e2e
-def test_the_example_provider_is_chosen_by_its_name_and_has_its_option(installed: Path) -> None:
-    with server("--broker=acme", "--acme_label=ours", "--public", env={"PYTHONPATH": str(installed)}) as running:
-        assert "Using the Acme broker ours: Using in-memory broker" in running.log
-        with running.publisher() as publisher:
-            publisher.publish("chat")
-
-
 def test_the_tests_of_the_example_provider_pass() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "."]
     done = subprocess.run(command, cwd=ACME, capture_output=True, text=True, timeout=60)

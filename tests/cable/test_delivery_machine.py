@@ -7,6 +7,7 @@ The node, its sessions and its fan-out against a list of messages. For many more
 from __future__ import annotations
 
 from tests.cable.machine import SETTINGS
+from tests.cable.machine.bus_rules import FaultyDelivery
 from tests.cable.machine.rules import Delivery
 
 
@@ -16,3 +17,11 @@ class OneNode(Delivery):
 
 TestOneNode = OneNode.TestCase
 TestOneNode.settings = SETTINGS
+
+
+class TwoNodes(FaultyDelivery):
+    """Two nodes that share a broker, on a bus with every fault there is."""
+
+
+TestTwoNodes = TwoNodes.TestCase
+TestTwoNodes.settings = SETTINGS

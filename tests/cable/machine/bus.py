@@ -190,6 +190,11 @@ class Bus:
         if not self.lagging:
             self.flush()
 
+    @property
+    def busy(self) -> bool:
+        """Is anything under way?"""
+        return any(port.inbox for port in self.ports)
+
     def flush(self) -> bool:
         """Everything under way arrives; was there anything?"""
         return any([port.take_all() for port in self.ports])

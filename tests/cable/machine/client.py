@@ -33,7 +33,9 @@ class Client:
     subscribes and, while ``asks``, for every subscription that a resumed session brings back.
     """
 
-    def __init__(self, world: World, name: str, *, extended: bool, since: int = 0, compression: str = "plain") -> None:
+    def __init__(
+        self, world: World, name: str, *, extended: bool, since: int = 0, compression: str = "plain"
+    ) -> None:
         self.world = world
         self.name = name
         self.extended = extended
@@ -62,7 +64,7 @@ class Client:
         """Want *identifier*, from now on or with what is known to be missing."""
         channel = self.channels[identifier]
         channel.wanted, channel.history = True, history
-        if self.wire is not None and self.wire.welcomed is not None and self.sid == self.wire.sid:
+        if self.ready:
             self._subscribe(identifier, history=history)
 
     def _subscribe(self, identifier: str, *, history: bool) -> None:
@@ -80,7 +82,7 @@ class Client:
         channel.feeds = {}
         self.record("unsubscribing", identifier=identifier)
         self.record("unsubscribed", identifier=identifier)
-        if self.wire is not None:
+        if self.ready:
             self.say({"command": "unsubscribe", "identifier": identifier})
 
     def ask(self, identifier: str, positions: dict[str, tuple[str, int]], since: int) -> None:
@@ -93,6 +95,16 @@ class Client:
         """Write a command to the connection; it is on its way until ``send``."""
         assert self.wire is not None
         self.wire.up.append(command)
+
+    @property
+    def ready(self) -> bool:
+        """Has it been welcomed on its connection?"""
+        return self.wire is not None and bool(self.sid) and self.sid == self.wire.sid
+
+    def first_ask(self, identifier: str) -> bool:
+        """Is the next request for history the one that a resumed subscription waits for?"""
+        sub = None if self.wire is None else self.wire.subs.get(identifier)
+        return sub is None or not (sub.fresh or sub.answered)
 
     def send(self, count: int = 1 << 30) -> bool:
         """So many commands reach the server."""
@@ -181,11 +193,16 @@ class Client:
             before = channel.feeds.get(stream)
             if before is not None and before is not feed:
                 feed.holes |= before.holes
-        channel.feeds = feeds
         positions = {} if asked is None else asked["streams"]
-        if asked is None or (not self.since and set(feeds) - set(positions)):
-            self.record("unsubscribed", identifier=identifier)  # a stream without a position begins anew
-        where = None if asked is None else positions
+        anew = asked is None or (not self.since and set(feeds) - set(positions))
+        self._record_subscribed(identifier, channel, feeds, None if asked is None else positions, bool(anew))
+
+    def _record_subscribed(
+        self, identifier: str, channel: Channel, feeds: dict[str, Feed], where: dict[str, Any] | None, anew: bool
+    ) -> None:
+        if anew or set(channel.feeds) - set(feeds):
+            self.record("unsubscribed", identifier=identifier)
+        channel.feeds = feeds
         self.record("subscribed", identifier=identifier, streams=list(feeds), **{"from": where})
 
     def _refused(self, frame: Frame, identifier: str) -> None:
@@ -199,8 +216,8 @@ class Client:
         message = frame.message
         if message is None:  # a stream was followed, or is not any more
             if channel.wanted and channel.confirmed:
-                channel.feeds = {s: feed for (_, s), feed in frame.feeds.items()}
-                self.record("subscribed", identifier=frame.identifier, streams=list(channel.feeds), **{"from": {}})
+                feeds = {s: feed for (_, s), feed in frame.feeds.items()}
+                self._record_subscribed(frame.identifier, channel, feeds, {}, anew=False)
             return
         if message.offset:
             self.positions[message.stream] = (self.world.epoch, message.offset)

@@ -25,6 +25,8 @@ class Feed:
         self.holes: set[int] = set()
         #: The newest offset that any connection was given, so nothing up to there may be said to be new.
         self.written = 0
+        #: It started at a time that the client named, and has to name again.
+        self.timed = False
         self._ledger = ledger
 
     def missing(self, before: int, excused: Callable[[Message], bool]) -> list[int]:

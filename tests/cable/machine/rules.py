@@ -141,9 +141,18 @@ class Delivery(RuleBasedStateMachine):
                 if noticed:
                     wire.lose()
 
-    @rule(who=WHO, node=WHO, reads=COUNTS, sends=COUNTS, noticed=st.booleans(), published=st.integers(0, 2))
+    @rule(
+        who=WHO,
+        node=WHO,
+        reads=COUNTS,
+        sends=COUNTS,
+        noticed=st.booleans(),
+        slow=st.booleans(),
+        stream=WHICH,
+        published=st.integers(0, 3),
+    )
     def cut_and_come_back(
-        self, who: int, node: int, reads: int, sends: int, noticed: bool, published: int
+        self, who: int, node: int, reads: int, sends: int, noticed: bool, slow: bool, stream: int, published: int
     ) -> None:
         client = self.some(who, lambda c: c.wire is not None)
         if client is None:
@@ -154,10 +163,26 @@ class Delivery(RuleBasedStateMachine):
             if noticed:
                 wire.lose()
         for n in range(published):
-            self.publish(n, 1, n)
-        client.connect(node)
+            self.publish(stream + n, 1, node)
+        wire = client.connect(node)
+        if slow:
+            wire.slow_down()
         client.read(1)
         client.send(sends)
+
+    @rule(who=WHO, stream=WHICH, reads=COUNTS, sends=COUNTS, leave=st.booleans())
+    def be_late(self, who: int, stream: int, reads: int, sends: int, leave: bool) -> None:
+        client = self.some(who, lambda c: c.wire is not None and c.wire.up)
+        if client is None:
+            return
+        self.publish(stream, 1, 0)
+        self.world.clock.advance(BARRIER + 0.25)
+        self.publish(stream, 1, 0)
+        self.world.turn(3)
+        client.read(reads)
+        client.send(sends)
+        if leave and client.wire is not None:
+            client.cut()
 
     @rule(which=WHICH)
     def notice_a_dead_connection(self, which: int) -> None:
@@ -218,15 +243,20 @@ class Delivery(RuleBasedStateMachine):
     @rule(who=WHO, channel=WHICH, back=st.integers(-1, 8), kind=st.sampled_from(["all", "first", "epoch", "since"]))
     def ask_for_history(self, who: int, channel: int, back: int, kind: str) -> None:
         identifier = list(self.channels)[channel % len(self.channels)]
-        client = self.some(who, lambda c: c.extended and c.wire is not None and c.channels[identifier].confirmed)
+        client = self.some(who, lambda c: c.extended and c.ready and c.channels[identifier].confirmed)
         if client is None:
             return
+        if client.first_ask(identifier):
+            back = max(0, back)  # it is believed, and must not claim what it has not got
         positions = {}
         for stream in self.channels[identifier]:
             epoch, offset = client.positions.get(stream, (self.world.epoch, 0))
-            positions[stream] = (epoch if kind != "epoch" else "another", max(0, offset - back))
+            offset = self.world.ledger.top(stream) + 1 if back < 0 else max(0, offset - back)
+            positions[stream] = (epoch if kind != "epoch" else "another", offset)
         if kind == "first":
             positions = dict(list(positions.items())[:1])
+        if self.distributed:
+            back = max(0, back)  # a time in the future would mean when the question is read, whenever that is
         since = int(self.world.clock.seconds()) - back if kind == "since" else 0
         client.ask(identifier, {} if since else positions, since)
         client.send()
@@ -239,7 +269,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(who=WHO, done=st.sampled_from(["followed", "unfollowed"]))
     def follow_or_not(self, who: int, done: str) -> None:
         identifier = next(iter(self.channels))
-        client = self.some(who, lambda c: c.wire is not None and c.channels[identifier].confirmed)
+        client = self.some(who, lambda c: c.ready and c.channels[identifier].confirmed)
         if client is not None:
             data = orjson.dumps([done, self.extra]).decode()
             client.say({"command": "message", "identifier": identifier, "data": data})

@@ -65,12 +65,17 @@ class Ask:
 class Track:
     """One stream of one subscription on this connection: what was written of it."""
 
-    __slots__ = ("got", "inherited", "last", "replayed", "transients")
+    __slots__ = ("doubt", "fresh", "got", "inherited", "last", "replayed", "transients")
 
-    def __init__(self, last: int, inherited: int = 0) -> None:
+    def __init__(self, last: int, inherited: int = 0, *, fresh: bool = True) -> None:
         self.last = last
+        #: It began on this connection.
+        self.fresh = fresh
         #: How far an earlier connection of the session had got when this one took over.
         self.inherited = inherited
+        #: After what, and up to what (None: no end yet), a position does not prove that the client has everything,
+        #: because an earlier connection was sent what came next before the client had asked.
+        self.doubt: tuple[int, int | None] | None = None
         self.replayed = 0
         self.got: set[int] = set()
         #: Transient messages: without a bus those to come, else those that came.
@@ -105,6 +110,7 @@ class Wire:
         self.chain: tuple[str, ...] = ()
         self.restored = False
         self.welcomed: float | None = None
+        self.ended: float | None = None
         self.alive = True
         self.closed = False
         self.slow = False
@@ -180,15 +186,16 @@ class Wire:
         """The server sees that the connection is gone."""
         if not self.alive:
             return
+        self.catch_up()
         self._leave()
         self.alive = False
-        self.catch_up()
         if not self.closed:
             self.world.released(self.sid)
         self.node.disconnected(self.session)
 
     def _leave(self) -> None:
-        if not self._left and not self.closed:
+        if self.ended is None:
+            self.ended = self.world.clock.seconds()
             self._left = {(i, stream): self.left(i, stream) for i, sub in self.subs.items() for stream in sub.tracks}
 
     def left(self, identifier: str, stream: str) -> int:
@@ -199,14 +206,20 @@ class Wire:
         if sub is None or stream not in sub.tracks:
             return 0
         track = sub.tracks[stream]
-        if self._is_held(sub):
+        if self._is_held(sub) and not track.fresh:
             return max(track.inherited, track.last)
         return max(track.last, self.world.reached(self.node, stream))
 
     def _is_held(self, sub: Sub) -> bool:
         """Is this a resumed subscription whose client may still ask in time?"""
-        opens = (self.welcomed or 0) + self.world.barrier
-        return not sub.fresh and not sub.answered and not sub.asks and self.world.clock.seconds() < opens
+        now = self.world.clock.seconds() if self.ended is None else self.ended
+        return not sub.fresh and not sub.answered and not sub.asks and now < (self.welcomed or 0) + self.world.barrier
+
+    def _doubt(self, sub: Sub, stream: str) -> tuple[int, int | None] | None:
+        track = sub.tracks[stream]
+        if track.fresh or sub.answered or self._is_held(sub):
+            return track.doubt
+        return (track.inherited if track.doubt is None else min(track.inherited, track.doubt[0]), None)
 
     def deliver(self, command: dict[str, Any]) -> None:
         """A command reaches the server."""
@@ -232,7 +245,8 @@ class Wire:
         ledger = self.world.ledger
         positions = {s: (p["epoch"], p["offset"]) for s, p in history["streams"].items()}
         late = self.world.clock.seconds() >= (self.welcomed or 0) + self.world.barrier
-        return Ask(positions, int(history["since"]), {s: ledger.top(s) for s in self.world.streams}, first, late)
+        since = min(int(history["since"]), int(self.world.clock.seconds()))  # one in the future means now
+        return Ask(positions, since, {s: ledger.top(s) for s in self.world.streams}, first, late)
 
     def _note_ask(self, sub: Sub, ask: Ask) -> None:
         sub.asks.append(ask)
@@ -243,10 +257,9 @@ class Wire:
                 continue  # the barrier opened by itself: the order of this connection stands
             if self.world.shared:
                 track.last = 0
-            elif stream in ask.positions:
-                track.last = ask.positions[stream][1]
             else:
-                track.last = min(track.last, sub.feeds[stream].start)
+                after = self._after(sub, ask, stream)
+                track.last = track.last if after is None else after
 
     # -- what the controller hears
 
@@ -327,7 +340,9 @@ class Wire:
                 sub.feeds = {s: Feed(ledger, identifier, s, ledger.top(s)) for s in streams}
             for stream, feed in sub.feeds.items():
                 left = before.left(identifier, stream)
-                sub.tracks[stream] = Track(0 if self.world.distributed else max(feed.written, feed.start), left)
+                sub.tracks[stream] = Track(0 if self.world.distributed else max(feed.written, feed.start), left, fresh=False)
+                if identifier in known:
+                    sub.tracks[stream].doubt = before._doubt(known[identifier], stream)
 
     def _confirm_subscription(self, frame: Frame, data: dict[str, Any]) -> None:
         sub = self.subs.get(frame.identifier)
@@ -342,7 +357,8 @@ class Wire:
                 start = ask.positions[stream][1]
             elif ask is not None and ask.since:
                 start = ledger.before(stream, ask.since)
-            sub.feeds[stream] = Feed(ledger, frame.identifier, stream, start)
+            feed = sub.feeds[stream] = Feed(ledger, frame.identifier, stream, start)
+            feed.timed = ask is not None and ask.since > 0 and stream not in ask.positions
         frame.feeds = {(frame.identifier, s): feed for s, feed in sub.feeds.items()}
 
     def _message(self, frame: Frame, data: dict[str, Any]) -> None:
@@ -368,10 +384,11 @@ class Wire:
         if message.excluded in self.chain:
             self._fail(f"message {message.id}, which {message.excluded} must not get")
         frame.feed = sub.feeds[message.stream]
-        frame.unasked = not sub.answered
-        if self._is_held(sub):
+        track = sub.tracks[message.stream]
+        frame.unasked = not sub.answered and not track.fresh
+        if self._is_held(sub) and not track.fresh:
             self._fail(f"message {message.id} was not held back for the client to ask")
-        transients = sub.tracks[message.stream].transients
+        transients = track.transients
         if message.offset:
             self._stored(sub, message, frame)
         elif "offset" in data or "epoch" in data:
@@ -422,6 +439,12 @@ class Wire:
         if not whole or (whole[0] and not self._ambiguous):
             self._fail(f"history of {frame.identifier} is confirmed without {self._lacks(sub, sub.asks[0])}")
             return
+        for stream, feed in sub.feeds.items():
+            after = self._after(sub, sub.asks[whole[0]], stream)
+            if after is not None:
+                feed.start = min(feed.start, after)  # from where it is served if none of this arrives
+            if not sub.answered:
+                sub.tracks[stream].doubt = None
         del sub.asks[: whole[0] + 1]
         self._answered(sub)
 
@@ -434,6 +457,9 @@ class Wire:
             self._fail(f"history of {frame.identifier} is refused though nothing is missing")
         for stream in sub.feeds:
             frame.told[stream] = self.world.reached(self.node, stream)
+            doubt = self._doubt(sub, stream)
+            if doubt is not None and not sub.answered:
+                sub.tracks[stream].doubt = (doubt[0], frame.told[stream])
         if sub.asks and not self._ambiguous:
             del sub.asks[0]
         self._answered(sub)
@@ -452,7 +478,7 @@ class Wire:
         """What the request says the client has of the stream; None when it says nothing."""
         if stream in ask.positions:
             return ask.positions[stream][1]
-        if ask.first and not sub.fresh:
+        if ask.first and not sub.tracks[stream].fresh and (ask.since or not sub.feeds[stream].timed):
             return sub.feeds[stream].start
         return self.world.ledger.before(stream, ask.since) if ask.since else None
 
@@ -483,7 +509,11 @@ class Wire:
                     continue
                 if after > ledger.top(stream) or ledger.lowest(stream) > after + 1:
                     return True
-                if ask.first and ask.late and not sub.fresh and after < self._sent_before(track, stream):
+                if ask.first and stream in ask.positions and track.doubt is not None:
+                    beyond, upto = track.doubt
+                    if beyond < after and (upto is None or after <= upto):
+                        return True
+                if ask.first and ask.late and not track.fresh and after < self._sent_before(track, stream):
                     return True
         return False
 

@@ -42,23 +42,23 @@ async def replay(subscription: Subscription, messages: list[StreamMessage]) -> N
 async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...]) -> None:
     """Make held *attachments* live after everything stored behind their cursors was sent.
 
-    The client is told once, by ``reject_history``, if something can not be had any more.
+    If something can not be had any more the client is told, by ``reject_history``, before it gets what comes next
+    (one of the base protocol would not understand).
     """
     session = subscription.session
-    told = False
     for attachment in attachments:
         stream, barrier = attachment.stream, attachment.barrier
         if barrier is None or not attachment.held:
             continue
         while barrier.cursor != stream.position.position:
-            told = await _approach(subscription, attachment, barrier) or told
+            refused = await _approach(subscription, attachment, barrier)
             if not session.is_open() or attachment not in subscription.attachments:
                 return
+            if refused and session.extended:
+                session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         if not session.is_open():
             return
         _release(subscription, attachment)
-    if told:
-        session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
 
 
 async def _approach(subscription: Subscription, attachment: Attachment, barrier: Barrier) -> bool:

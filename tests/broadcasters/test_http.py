@@ -95,7 +95,7 @@ def test_the_answer_comes_after_the_broker_stored_it():
     assert peer.answers()[0].status == 201
 
 
-@pytest.mark.statement("BR-4")
+@pytest.mark.statement("BR-4", "HE-12")
 def test_a_batch_is_stored_in_order_and_counts_once():
     world = World()
     body = b"[" + b",".join(b'{"stream":"a","data":"%d"}' % n for n in range(10)) + b"]"

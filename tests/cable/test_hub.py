@@ -186,7 +186,7 @@ def test_no_broadcast_precedes_the_confirmation():
     assert client.heard() == ["welcome", "confirm_subscription", 2]
 
 
-@pytest.mark.statement("CP-58", "BR-4")
+@pytest.mark.statement("CP-58", "BR-4", "HE-12")
 def test_a_batch_keeps_its_order():
     world = World()
     client = world.subscribed(A, B)
@@ -196,6 +196,7 @@ def test_a_batch_keeps_its_order():
         messages = [f["message"] for f in frames if f["stream_id"] == stream]
         assert messages == sorted(messages)
     assert len(frames) == 10
+    assert world.metrics.value("broadcast_msg_total") == 10
 
 
 def test_who_subscribes_between_two_messages_gets_the_second():

@@ -128,7 +128,7 @@ def test_the_chosen_protocol_is_on_the_wire_and_in_the_session(cable, offer, cho
     assert client.connection.session.extended is (chosen == EXTENDED)
 
 
-@pytest.mark.statement("CP-10")
+@pytest.mark.statement("CP-10", "HE-5")
 def test_the_origin_is_checked(cable):
     made = cable(allowed_origins="*.example.com,foo.com:8080")
     for origin in ("http://a.example.com", "http://FOO.com:8080"):

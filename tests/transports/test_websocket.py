@@ -289,6 +289,16 @@ def test_what_a_closed_client_held_begins_to_expire(cable):
     assert "restored" not in late.welcome
 
 
+@pytest.mark.statement("CP-91")
+def test_the_header_that_names_the_session_to_resume_wins_over_the_parameter(cable):
+    made = cable()
+    first, second = made.client(EXTENDED), made.client(EXTENDED)
+    resumed = made.client(EXTENDED, path=f"/cable?sid={first.sid}", X_ANYCABLE_RESTORE_SID=second.sid)
+    assert resumed.welcome["restored"] is True
+    assert (first.is_served(), second.farewell()[1]) == (True, 1000)
+    assert made.client(EXTENDED, path="/cable", x_anycable_restore_sid=first.sid).welcome["restored"] is True
+
+
 def test_a_client_that_answers_our_close_is_let_go_without_a_reset(cable, monkeypatch):
     made = cable()
     client = made.client()
@@ -561,7 +571,7 @@ def test_the_first_ping_comes_in_time_and_then_one_each_interval(cable):
 NO_PONG = {"type": "disconnect", "reason": "no_pong", "reconnect": True}
 
 
-@pytest.mark.statement("CP-131")
+@pytest.mark.statement("CP-131", "CO-47")
 def test_a_silent_extended_client_is_cut_in_time(cable):
     made = cable(ping_interval=1, pong_timeout=2)
     client = made.client(EXTENDED)
@@ -587,7 +597,7 @@ def test_any_command_keeps_an_extended_client_alive(cable, sign):
     assert client.is_served()
 
 
-@pytest.mark.statement("CP-132")
+@pytest.mark.statement("CP-132", "CO-47")
 def test_a_base_client_is_never_cut_for_missing_pongs(cable):
     made = cable(ping_interval=1, pong_timeout=2)
     client = made.client(BASE)

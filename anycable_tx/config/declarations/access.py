@@ -73,7 +73,14 @@ AUTHENTICATION = (
         successor="jwt_secret",
         file=False,
     ),
-    Option("jwt_id_param", section=SECTION, tag="D", file=False),
+    Option(
+        "jwt_id_param",
+        help="old name of jwt_param",
+        section=SECTION,
+        tag="D",
+        successor="jwt_param",
+        file=False,
+    ),
     Option(
         "jwt_id_enforce",
         "bool",

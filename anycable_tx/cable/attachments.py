@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from anycable_tx.cable.hub import LocalStream
     from anycable_tx.cable.session import Subscription
 
-__all__ = ["Attachment", "Barrier"]
+__all__ = ["AWAITED", "Attachment", "Barrier"]
+
+#: In place of the offset a subscription started after.
+UNKNOWN, AWAITED = -1, -2
 
 #: How many transient messages, and how many bytes of them, a held attachment keeps.
 MAX_WAITING = 100
@@ -66,8 +69,8 @@ class Attachment:
     """The delivery state of one stream under one identifier of one connection.
 
     ``base`` is the offset the subscription started after: a client that names no position has everything
-    before it. It is -1 while that is not known: the client asked for messages from some time on, and was not given
-    them. ``index`` is the member's place in its group, kept by the group.
+    before it. It is UNKNOWN when the client asked for messages from some time on and was refused, and AWAITED until
+    it is answered. ``index`` is the member's place in its group, kept by the group.
     """
 
     __slots__ = ("barrier", "base", "group", "index", "stream", "subscription")
@@ -77,7 +80,7 @@ class Attachment:
     ) -> None:
         self.subscription = subscription
         self.stream = stream
-        self.base = base.offset if base.epoch == stream.position.epoch else -1
+        self.base = base.offset if base.epoch == stream.position.epoch else UNKNOWN
         self.barrier: Barrier | None = barrier or Barrier(base)
         self.group: Group | None = None
         self.index = -1
@@ -171,12 +174,17 @@ class Attachment:
             here = self.stream.position.position
             if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
                 barrier.cursor = here
+            if self.base == AWAITED:
+                self.base = UNKNOWN
             if barrier.restored and doubt is not None:
                 barrier.doubt = Doubt(doubt.after, barrier.cursor.offset)
         else:
             top = history.top
             barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
             start = history.messages[0].offset - 1 if history.messages else top.offset
-            self.base = start if self.base < 0 else min(start, self.base)
+            if self.base == AWAITED or (self.base == UNKNOWN and barrier.restored):
+                self.base = start
+            else:
+                self.base = min(start, self.base)
         barrier.restored = barrier.behind = False
         barrier.opened_from = None

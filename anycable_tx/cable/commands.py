@@ -8,7 +8,7 @@ from sys import intern
 import orjson
 
 from anycable_tx.cable import codec
-from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.attachments import AWAITED, Attachment
 from anycable_tx.cable.codec import Command
 from anycable_tx.cable.live import answer_history, go_live
 from anycable_tx.cable.messages import Publication
@@ -75,7 +75,7 @@ async def _subscribe(session: Session, command: Command) -> None:
     ask = command.history
     if ask is not None and ask.since > 0:
         for attachment in held:
-            attachment.base = -1  # it starts where the answer will
+            attachment.base = AWAITED
     try:
         await _act(subscription, reply)
         services.changed(session)

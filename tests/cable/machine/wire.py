@@ -255,8 +255,8 @@ class Wire:
         for stream, track in sub.tracks.items():
             if track.got:
                 continue  # the barrier opened by itself: the order of this connection stands
-            if self.world.shared:
-                track.last = 0
+            if self.world.shared or (self.world.distributed and stream not in ask.positions):
+                track.last = 0  # a node may begin where the bus has got to, and the store is further
             else:
                 after = self._after(sub, ask, stream)
                 track.last = track.last if after is None else after
@@ -449,6 +449,8 @@ class Wire:
         self._answered(sub)
 
     def _reject_history(self, frame: Frame, data: dict[str, Any]) -> None:
+        if not self.owner.extended:
+            self._fail("the base protocol has no history")
         sub = self.subs.get(frame.identifier)
         if sub is None or not sub.confirmed:
             self._fail(f"history of {frame.identifier}, which is not subscribed, is refused")

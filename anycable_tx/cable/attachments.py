@@ -35,7 +35,7 @@ class Barrier:
 
     ``cursor``: everything up to here was sent, or is not owed. ``restored``: it comes from a resumed session and
     the client's first history request is still owed an answer; ``opened_from`` is where it went live meanwhile,
-    because the client did not ask in time. ``behind``: the cursor is a proof that nothing later was ever sent, so
+    because the client did not ask in time: what follows was sent, all of it. ``behind``: the cursor is a proof that nothing later was ever sent, so
     it beats a higher position that the client learned through another identifier (D-15). ``doubt``: what the
     client's position does not prove, because an earlier connection went live unasked. ``touched``: something was
     sent since the barrier went up.
@@ -53,6 +53,11 @@ class Barrier:
         self.touched = False
         self.opened_from: Position | None = None
         self.waiting: list[StreamMessage] = []
+
+    def skipped(self) -> None:
+        """What lies before the cursor could not be had."""
+        if self.opened_from is not None:
+            self.opened_from = self.cursor
 
     def wait(self, message: StreamMessage) -> int:
         """Keep a transient message until the barrier opens; answers how many older ones had to go for it."""

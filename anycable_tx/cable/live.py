@@ -54,8 +54,10 @@ async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...
             refused = await _approach(subscription, attachment, barrier)
             if not session.is_open() or attachment not in subscription.attachments:
                 return
-            if refused and session.extended:
-                session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
+            if refused:
+                barrier.skipped()
+                if session.extended:
+                    session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         if not session.is_open():
             return
         _release(subscription, attachment)

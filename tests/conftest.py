@@ -37,14 +37,16 @@ class _Report:
             function = getattr(item, "function", None)
             if function is None:
                 continue
+            # What hypothesis makes of a test is a function of its own.
+            function = getattr(getattr(function, "hypothesis", None), "inner_test", function)
             home = Path(sys.modules[function.__module__].__file__ or "")
             if not home.is_relative_to(conformance.ROOT):
                 home = item.path  # made by a library, as hypothesis does for its state machines
             path = home.relative_to(conformance.ROOT).as_posix()
             parts = function.__qualname__.split(".")
             names = [".".join(parts[:n]) for n in range(len(parts) + 1)]
-            if isinstance(item, pytest.Function) and item.cls is not None:
-                names.append(item.cls.__name__)
+            if isinstance(item.parent, pytest.Class):
+                names.append(item.parent.name)
             self.names[item.nodeid] = [conformance.Shown(path, name) for name in names]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

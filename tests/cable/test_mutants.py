@@ -88,11 +88,6 @@ def the_excluded_get_the_replay(break_: Callable[[Any, str, Any], None]) -> None
     break_(Session, "is_excluded", lambda self, message: False)
 
 
-def the_superseded_socket_stays(break_: Callable[[Any, str, Any], None]) -> None:
-    """Two sockets have one session."""
-    break_(Node, "_displace", lambda self, session: None)
-
-
 def repeats_are_delivered(break_: Callable[[Any, str, Any], None]) -> None:
     """A message that the bus brings twice is handed on twice."""
     arrived = StreamPosition.arrived
@@ -100,19 +95,6 @@ def repeats_are_delivered(break_: Callable[[Any, str, Any], None]) -> None:
     def careless(self: StreamPosition, message: Any) -> Verdict:
         repeated = message.offset and message.epoch == self.epoch and message.offset == self.last and not self.healing
         return Verdict.DELIVER if repeated else arrived(self, message)
-
-    break_(StreamPosition, "arrived", careless)
-
-
-def gaps_are_ignored(break_: Callable[[Any, str, Any], None]) -> None:
-    """A message is handed on though the one before it never came."""
-    arrived = StreamPosition.arrived
-
-    def careless(self: StreamPosition, message: Any) -> Verdict:
-        if not self.healing and message.epoch == self.epoch and message.offset > self.last:
-            self.last = message.offset
-            return Verdict.DELIVER
-        return arrived(self, message)
 
     break_(StreamPosition, "arrived", careless)
 
@@ -126,9 +108,7 @@ def gaps_are_ignored(break_: Callable[[Any, str, Any], None]) -> None:
         (OneNode, the_oldest_kept_message_is_refused),
         (OneNode, a_hole_is_confirmed),
         (OneNode, the_excluded_get_the_replay),
-        (OneNode, the_superseded_socket_stays),
         (TwoNodes, repeats_are_delivered),
-        (TwoNodes, gaps_are_ignored),
     ],
     ids=lambda value: value.__name__,
 )

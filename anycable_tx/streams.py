@@ -97,9 +97,9 @@ class NodeStreams(Background):
             if message.prev == stream.position.last and stream.position.fetched(message):
                 self.hub.hand_over(stream, message)
 
-    async def catch_up(self, stream: LocalStream) -> None:
-        """Read what lies behind the stream's position and hand it to everybody."""
-        if stream.position.suspect() is Verdict.HEAL:
+    async def catch_up(self, stream: LocalStream, target: int) -> None:
+        """Read what lies behind the stream's position, at least to *target*, and hand it to everybody."""
+        if stream.position.suspect(target) is Verdict.HEAL:
             await self._heal(stream)
         while stream.position.healing:
             await sleep(self.reactor, 0.05)

@@ -78,6 +78,10 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
         history = await services.history(stream, HistoryRequest(barrier.cursor))
     except HistoryRefused as e:
         services.metrics.count("history_rejects_total", reason=e.reason)
+        cursor, here = barrier.cursor, stream.position.position
+        if cursor.epoch == here.epoch and cursor.offset > here.offset:
+            # The bus has not even brought what this client was sent; nothing may come twice.
+            await services.catch_up(stream, cursor.offset)
         barrier.cursor = stream.position.position
         return True
     top = history.top
@@ -90,7 +94,7 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
         # The bus has not brought these yet. Everybody gets them now, so that this one cannot be ahead.
         services.advance(stream, history)
         if _ahead(top, stream.position.position):
-            await services.catch_up(stream)
+            await services.catch_up(stream, top.offset if top.epoch == here.epoch else 0)
     if not session.is_open() or attachment not in subscription.attachments:
         return False
     if history.messages:

@@ -99,7 +99,13 @@ class StreamPosition:
         return not self.healing
 
     def unhealed(self, tail: Position | None) -> None:
-        """The hole could not be filled: go on after *tail*; subscribers are to be told."""
-        self.epoch, self.last = tail or (self.epoch, self.target)
+        """The hole could not be filled: go on after *tail*; subscribers are to be told.
+
+        A tail that is behind what is known to exist is old news: nothing is handed on twice.
+        """
+        known = Position(self.epoch, max(self.last, self.target))
+        if tail is None or tail.epoch == known.epoch:
+            tail = max(known, tail or known)
+        self.epoch, self.last = tail
         self.target = self.last
         self.healing = self.doubted = False

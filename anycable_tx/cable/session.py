@@ -53,8 +53,8 @@ class Services(Protocol):
     def advance(self, stream: LocalStream, history: History) -> None:
         """A read from the broker showed messages the bus has not brought yet: hand them to everybody."""
 
-    def catch_up(self, stream: LocalStream) -> Awaitable[None]:
-        """Read what the bus has not brought yet and hand it to everybody."""
+    def catch_up(self, stream: LocalStream, target: int) -> Awaitable[None]:
+        """Read what the bus has not brought yet, at least to the offset *target*, and hand it to everybody."""
 
     def publish(self, publication: Publication) -> Awaitable[Receipt]:
         """Store and fan out."""

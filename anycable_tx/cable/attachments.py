@@ -54,6 +54,12 @@ class Barrier:
         self.opened_from: Position | None = None
         self.waiting: list[StreamMessage] = []
 
+    def sent(self, message: StreamMessage) -> None:
+        """*message*, which is in the store, went out to the client."""
+        self.touched = True
+        if message.epoch == self.cursor.epoch and message.offset > self.cursor.offset:
+            self.cursor = Position(message.epoch, message.offset)
+
     def skipped(self) -> None:
         """What lies before the cursor could not be had."""
         if self.opened_from is not None:

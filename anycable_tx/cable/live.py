@@ -16,10 +16,11 @@ __all__ = ["answer_history", "go_live", "open_barriers", "replay"]
 REPLAY_PART = 1 << 16
 
 
-async def replay(subscription: Subscription, messages: list[StreamMessage]) -> None:
-    """Send stored *messages* to the subscription's client, at the pace it reads."""
-    session = subscription.session
-    identifier = subscription.json
+async def replay(attachment: Attachment, messages: list[StreamMessage]) -> None:
+    """Send stored *messages* to a held attachment's client, at the pace it reads; its cursor goes along."""
+    session, barrier = attachment.subscription.session, attachment.barrier
+    assert barrier is not None
+    identifier = attachment.subscription.json
     part: list[bytes] = []
     size = 0
     for message in messages:
@@ -29,6 +30,7 @@ async def replay(subscription: Subscription, messages: list[StreamMessage]) -> N
         size += len(part[-1])
         if size >= REPLAY_PART:
             session.transmit(part)
+            barrier.sent(message)
             part, size = [], 0
             waiter = session.outlet.drained()
             if waiter is not None:
@@ -37,6 +39,7 @@ async def replay(subscription: Subscription, messages: list[StreamMessage]) -> N
                 return
     if part:
         session.transmit(part)
+        barrier.sent(messages[-1])
 
 
 async def go_live(subscription: Subscription, attachments: tuple[Attachment, ...]) -> None:
@@ -69,8 +72,7 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
     services = session.services
     missed = stream.missed(barrier.cursor)
     if missed:
-        barrier.touched = True
-        await replay(subscription, missed)
+        await replay(attachment, missed)
         barrier.cursor = Position(missed[-1].epoch, missed[-1].offset)
         return False
     here = stream.position.position
@@ -97,9 +99,7 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
             await services.catch_up(stream, top.offset if top.epoch == here.epoch else 0)
     if not session.is_open() or attachment not in subscription.attachments:
         return False
-    if history.messages:
-        barrier.touched = True
-        await replay(subscription, history.messages)
+    await replay(attachment, history.messages)
     barrier.cursor = top
     if _ahead(top, stream.position.position):
         barrier.cursor = stream.position.position
@@ -153,9 +153,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     for attachment, history in found:
         if not session.is_open() or attachment not in subscription.attachments:
             return
-        assert attachment.barrier is not None
-        attachment.barrier.touched = True
-        await replay(subscription, history.messages)
+        await replay(attachment, history.messages)
     if not session.is_open():
         return
     for attachment, history in found:

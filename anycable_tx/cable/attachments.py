@@ -139,9 +139,9 @@ class Attachment:
     def request(self, ask: HistoryAsk) -> HistoryRequest | None:
         """What to read from the broker for a client's request, or None when it does not concern this stream.
 
-        Raises HistoryRefused when no answer could keep the order of this connection. For the rule see the
-        module ``session``; the position of a resumed client is served from wherever it says it is, because
-        nothing of it was sent on this connection.
+        Raises HistoryRefused when no answer could keep the order of this connection. A position
+        that a resumed client names is served from wherever it says it is, because nothing was sent on this
+        connection yet; one that it names later, on a live subscription, is answered as asked.
         """
         position = None if ask.streams is None else ask.streams.get(self.stream.name)
         barrier = self.barrier

@@ -35,10 +35,10 @@ class Barrier:
 
     ``cursor``: everything up to here was sent, or is not owed. ``restored``: it comes from a resumed session and
     the client's first history request is still owed an answer; ``opened_from`` is where it went live meanwhile,
-    because the client did not ask in time: what follows was sent, all of it. ``behind``: the cursor is a proof that nothing later was ever sent, so
-    it beats a higher position that the client learned through another identifier (D-15). ``doubt``: what the
-    client's position does not prove, because an earlier connection went live unasked. ``touched``: something was
-    sent since the barrier went up.
+    because the client did not ask in time: what follows was sent, all of it. ``behind``: the cursor is a proof
+    that nothing later was ever sent, so it beats a higher position that the client learned through another
+    identifier (D-15). ``doubt``: what the client's position does not prove, because an earlier connection went
+    live unasked. ``touched``: something was sent since the barrier went up.
     """
 
     __slots__ = ("behind", "cursor", "doubt", "opened_from", "restored", "touched", "waiting")

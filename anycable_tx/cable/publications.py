@@ -27,13 +27,10 @@ _PAYLOAD_KEYS = frozenset(("identifier", "reconnect"))
 #: Commands that only nodes may send to each other.
 _INTERNAL_COMMANDS = frozenset(("takeover",))
 
-#: A run without lone surrogate escapes, and the lone one that ends it. The run is possessive, so that the scan
-#: stays linear on hostile input.
-_LONE_SURROGATE = re.compile(
-    r"""((?: [^\\]++ | \\[^u] | \\u(?![dD][89a-fA-F])
-          | \\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2} )*+)
-        (\\u[dD][89a-fA-F][0-9a-fA-F]{2})?""",
-    re.VERBOSE,
+#: One escape after the other, so that a backslash is never taken for the start of the wrong one: a pair of
+#: surrogates, a lone one (in the group), or any other.
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -270,12 +267,12 @@ def _mended(body: bytes) -> str | None:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    return _LONE_SURROGATE.sub(_mend, text)
+    return _ESCAPE.sub(_mend, text)
 
 
 def _mend(match: re.Match[str]) -> str:
-    run: str = match[1]
-    return run if match[2] is None else run + "\\ufffd"
+    escape: str = match[0]
+    return escape if match[1] is None else "\\ufffd"
 
 
 def _refuse(name: str, where: str, value: Any, accepted: str) -> NoReturn:

@@ -9,8 +9,16 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from anycable_tx.brokers.memory import MemoryBroker
-from anycable_tx.cable.messages import Claim, History, HistoryRequest, Position, Publication, Receipt
-from anycable_tx.cable.messages import RemoteCommand, StreamMessage
+from anycable_tx.cable.messages import (
+    Claim,
+    History,
+    HistoryRequest,
+    Position,
+    Publication,
+    Receipt,
+    RemoteCommand,
+    StreamMessage,
+)
 from anycable_tx.interfaces import IPubSub
 
 if TYPE_CHECKING:
@@ -197,7 +205,7 @@ class Bus:
 
     def flush(self) -> bool:
         """Everything under way arrives; was there anything?"""
-        return any([port.take_all() for port in self.ports])
+        return sum(port.take_all() for port in self.ports) > 0  # each of them, not only up to the first
 
     async def publish(self, message: StreamMessage) -> None:
         """What brokers call."""

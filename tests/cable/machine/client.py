@@ -189,10 +189,6 @@ class Client:
 
     def _begin(self, identifier: str, feeds: dict[str, Feed], asked: dict[str, Any] | None) -> None:
         channel = self.channels[identifier]
-        for stream, feed in feeds.items():
-            before = channel.feeds.get(stream)
-            if before is not None and before is not feed:
-                feed.holes |= before.holes
         positions = {} if asked is None else asked["streams"]
         anew = asked is None or (not self.since and set(feeds) - set(positions))
         self._record_subscribed(identifier, channel, feeds, None if asked is None else positions, bool(anew))

@@ -340,7 +340,8 @@ class Wire:
                 sub.feeds = {s: Feed(ledger, identifier, s, ledger.top(s)) for s in streams}
             for stream, feed in sub.feeds.items():
                 left = before.left(identifier, stream)
-                sub.tracks[stream] = Track(0 if self.world.distributed else max(feed.written, feed.start), left, fresh=False)
+                written = 0 if self.world.distributed else max(feed.written, feed.start)
+                sub.tracks[stream] = Track(written, left, fresh=False)
                 if identifier in known:
                     sub.tracks[stream].doubt = before._doubt(known[identifier], stream)
 

@@ -52,15 +52,15 @@ def nobody_waits_for_the_client(break_: Callable[[Any, str, Any], None]) -> None
     break_(Node, "await_history", lambda self, session: self.spawn(open_barriers(session)))
 
 
-def an_answer_leaves_the_cursor(break_: Callable[[Any, str, Any], None]) -> None:
-    """What was replayed comes once more."""
+def an_answer_falls_short(break_: Callable[[Any, str, Any], None]) -> None:
+    """The last message that was replayed comes once more."""
     answered = Attachment.answered
 
     def forgetful(self: Attachment, history: History | None) -> None:
-        assert self.barrier is not None
-        cursor = self.barrier.cursor
         answered(self, history)
-        self.barrier.cursor = cursor
+        assert self.barrier is not None
+        if history is not None and history.messages:
+            self.barrier.cursor = self.barrier.cursor._replace(offset=self.barrier.cursor.offset - 1)
 
     break_(Attachment, "answered", forgetful)
 
@@ -104,7 +104,7 @@ def repeats_are_delivered(break_: Callable[[Any, str, Any], None]) -> None:
     [
         (OneNode, groups_are_not_sealed),
         (OneNode, nobody_waits_for_the_client),
-        (OneNode, an_answer_leaves_the_cursor),
+        (OneNode, an_answer_falls_short),
         (OneNode, the_oldest_kept_message_is_refused),
         (OneNode, a_hole_is_confirmed),
         (OneNode, the_excluded_get_the_replay),

@@ -1,7 +1,7 @@
 """Whatever happens, in whatever order: nothing is lost, repeated, misordered or leaked without being told.
 
 The node, its sessions and its fan-out against a list of messages. For many more examples than usual:
-``ANYCABLE_TX_HYPOTHESIS=nightly pytest tests/cable/test_delivery_machine.py``.
+``ANYCABLE_TX_HYPOTHESIS=nightly pytest --timeout=0 tests/cable/test_delivery_machine.py``.
 """
 
 from __future__ import annotations

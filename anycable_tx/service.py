@@ -160,15 +160,13 @@ class AnyCableService(Service):
     def privilegedStartService(self) -> None:
         """Start before privileges are dropped, so that low ports can be bound."""
         super().privilegedStartService()
-        self._start()
+        self._begin()
 
     def startService(self) -> None:
         """Start, if that has not begun."""
         super().startService()
         if self._starting is None:
-            self._start()
-        if self._twistd is not None:
-            self._reactor.callWhenRunning(self._handle_signals)
+            self._begin()
 
     def when_started(self) -> Deferred[None]:
         """Done when all ports accept; fails with what the start failed with. A Deferred for each caller."""
@@ -180,6 +178,14 @@ class AnyCableService(Service):
     @staticmethod
     def _ended(deferred: Deferred[None]) -> bool:
         return deferred.called and not deferred.paused
+
+    def _begin(self) -> None:
+        if self._twistd is not None:
+            # Now, because a port that accepts is taken for a server that stops cleanly; and again when the reactor
+            # has put its own handlers in their place.
+            self._handle_signals()
+            self._reactor.callWhenRunning(self._handle_signals)
+        self._start()
 
     def _start(self) -> None:
         self._starting = Deferred.fromCoroutine(self.server.start())

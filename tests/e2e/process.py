@@ -132,7 +132,7 @@ class Process:
         self.send(number)
         status = self.wait(within)
         took = time.monotonic() - begun
-        assert (status, self.err) == (0, ""), self.out + self.err
+        assert (status, self.err) == (0, ""), f"status {status}\n{self.out}{self.err}"
         assert "Traceback" not in self.out, self.out
         return took
 

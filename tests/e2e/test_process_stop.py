@@ -56,6 +56,14 @@ def test_each_of_200_clients_is_told_and_an_interrupt_ends_with_status_0(tmp_pat
         assert it.err == ""
 
 
+@pytest.mark.statement("CO-39")
+def test_an_interrupt_before_the_reactor_runs_ends_with_status_0_as_well(tmp_path: Path) -> None:
+    with Process(*OPEN, "--pubsub=rigged_hasty", cwd=tmp_path, env=RIGGED) as it:
+        assert it.wait() == 0
+        assert " INF Stopped " in it.out
+        assert it.err == ""
+
+
 @pytest.mark.statement("CP-137", "CP-99")
 def test_extended_clients_are_only_closed_and_resume_after_the_restart(tmp_path: Path) -> None:
     options = (*KEPT, "--broker_snapshot=snapshot")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import warnings
 
 from twisted.internet.defer import Deferred
@@ -55,6 +57,13 @@ class HangingBus(Bus):
 
     async def start(self) -> None:
         await Deferred()
+
+
+class HastyBus(Bus):
+    """The process is told to end before its reactor runs."""
+
+    async def start(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class TalkingBus(Bus):

@@ -6,6 +6,7 @@ asyncio_pubsub = Provider("pubsub", "rigged_asyncio", "rigged:AsyncioBus", needs
 failing_pubsub = Provider("pubsub", "rigged_failing", "rigged:FailingBus")
 surprising_pubsub = Provider("pubsub", "rigged_surprising", "rigged:SurprisingBus")
 hanging_pubsub = Provider("pubsub", "rigged_hanging", "rigged:HangingBus")
+hasty_pubsub = Provider("pubsub", "rigged_hasty", "rigged:HastyBus")
 talking_pubsub = Provider("pubsub", "rigged_talking", "rigged:TalkingBus")
 stuck_controller = Provider("controller", "rigged_stuck", "rigged:Stuck")
 slow_broker = Provider("broker", "rigged_slow", "rigged:SlowBroker")

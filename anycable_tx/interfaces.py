@@ -23,7 +23,7 @@ from anycable_tx.cable.messages import (
     RemoteCommand,
     StreamMessage,
 )
-from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView
+from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, Restored, RestoreReply, SessionView
 from anycable_tx.metrics import Metrics
 
 __all__ = [
@@ -239,5 +239,31 @@ class IController(Interface):
     def perform(session: SessionView, identifier: str, data: str) -> Awaitable[Reply | None]:
         """Async. A Reply to a ``message`` command with the text *data*, or None."""
 
+    def restore(restored: Restored) -> Awaitable[RestoreReply | None]:
+        """Async. A session that ``check_restore`` let pass comes back; None: nothing to say about it.
+
+        Asked before the client is welcomed where ``verifies_restores`` is true, and afterwards otherwise. SUCCESS:
+        what the reply changes is applied. FAILURE: the session does not come back; the client authenticates anew,
+        or, if it was welcomed already, is closed after the transmissions. ERROR counts as FAILURE before the
+        welcome, and as nothing said after it.
+        """
+
+    verifies_restores = Attribute("True for a controller whose answer to ``restore`` the client's welcome waits for.")
+
+    def gone(sid: str) -> None:
+        """The connection of *sid* ended: calls for it that were not made yet need not be made. Never raises."""
+
+    def withdraw(sid: str) -> Awaitable[bool]:
+        """Async. The session *sid* came back under another sid: do not report its end, if that can be helped.
+
+        Answers True when its end was, or may have been, reported; a report under way has ended then.
+        """
+
     def disconnect(session: SessionView, subscriptions: dict[str, dict[str, str]]) -> Awaitable[None]:
-        """Async. The logical session ended; *subscriptions* maps identifiers to their state."""
+        """Async. The session ended; *subscriptions* maps identifiers to their state. Done when the report is queued.
+
+        Called at most once for a session, and only for one in whose end a controller showed interest.
+        """
+
+    def problem() -> str:
+        """Why no answer can be expected now, '' when nothing is known to be wrong."""

@@ -13,8 +13,11 @@ __all__ = [
     "PresenceChange",
     "Reply",
     "RequestEnv",
+    "RestoreReply",
+    "Restored",
     "SessionView",
     "Status",
+    "StreamsChange",
 ]
 
 #: Reserved keys of a channel's state: the stream that whispers go to, and the one presence is kept on.
@@ -89,4 +92,44 @@ class Reply:
     presence: PresenceChange | None = None
     disconnect: bool = False
     disconnect_interest: int = 0
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Restored:
+    """A session that is being resumed, as controllers see it.
+
+    ``session`` has its new sid, the new request and the restored state; ``subscriptions`` maps the restored
+    identifiers to their state. ``notified``: ``disconnect`` was, or may have been, called for ``previous``.
+    """
+
+    session: SessionView
+    previous: str
+    subscriptions: dict[str, dict[str, str]] = field(default_factory=dict)
+    notified: bool = False
+
+
+@dataclass(slots=True)
+class StreamsChange:
+    """How the streams of one subscription change: stop all or some, then start others."""
+
+    stop_streams: bool = False
+    stopped_streams: list[str] = field(default_factory=list)
+    streams: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RestoreReply:
+    """The answer to ``restore``. ``identifiers``: '' keeps them. In state maps '' deletes the key.
+
+    ``istate`` and ``streams`` are by identifier; ``rejected`` are the identifiers that do not come back.
+    """
+
+    status: Status
+    identifiers: str = ""
+    transmissions: list[bytes] = field(default_factory=list)
+    cstate: dict[str, str] = field(default_factory=dict)
+    istate: dict[str, dict[str, str]] = field(default_factory=dict)
+    streams: dict[str, StreamsChange] = field(default_factory=dict)
+    rejected: list[str] = field(default_factory=list)
     reason: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zope.interface import implementer
 
-from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView
+from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, Restored, RestoreReply, SessionView
 from anycable_tx.interfaces import IController
 
 __all__ = ["BaseController"]
@@ -17,6 +17,7 @@ class BaseController:
     announcement = ""
     #: True for a controller that looks at the request again after authentication; sessions then keep it.
     keeps_env = False
+    verifies_restores = False
 
     async def start(self) -> None:
         """Nothing to do."""
@@ -44,5 +45,20 @@ class BaseController:
         """Declines."""
         return None
 
+    async def restore(self, restored: Restored) -> RestoreReply | None:
+        """Nothing to say."""
+        return None
+
+    def gone(self, sid: str) -> None:
+        """Nothing to do."""
+
+    async def withdraw(self, sid: str) -> bool:
+        """Nothing was reported."""
+        return False
+
     async def disconnect(self, session: SessionView, subscriptions: dict[str, dict[str, str]]) -> None:
         """Nothing to do."""
+
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""

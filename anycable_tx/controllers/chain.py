@@ -10,14 +10,14 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView, Status
+from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, Restored, RestoreReply, SessionView, Status
 from anycable_tx.errors import AnyCableError
 from anycable_tx.interfaces import IController
 from anycable_tx.metrics import Metrics
 
 __all__ = ["Chain"]
 
-R = TypeVar("R", ConnectReply, Reply)
+R = TypeVar("R", ConnectReply, Reply, RestoreReply)
 
 #: What a caller that lost interest makes a controller raise; the second does not derive from Exception.
 _CANCELLED = (CancelledError, AsyncioCancelledError)
@@ -40,6 +40,8 @@ class Chain:
         self.controllers = tuple(controllers)
         #: Does any of them look at the request again after authentication? Sessions then keep it.
         self.keeps_env = any(getattr(c, "keeps_env", False) for c in self.controllers)
+        #: Does a resumed client's welcome wait for what one of them says about it?
+        self.verifies_restores = any(getattr(c, "verifies_restores", False) for c in self.controllers)
         self._metrics = metrics
 
     @property
@@ -95,6 +97,29 @@ class Chain:
     def perform(self, session: SessionView, identifier: str, data: str) -> Awaitable[Reply | None]:
         """Async. The first answer; None if every controller declines."""
         return self._first(Reply, "perform", session, identifier, data)
+
+    def restore(self, restored: Restored) -> Awaitable[RestoreReply | None]:
+        """Async. The first answer; None if every controller declines."""
+        return self._first(RestoreReply, "restore", restored)
+
+    def gone(self, sid: str) -> None:
+        """Tell every controller."""
+        for controller in self.controllers:
+            controller.gone(sid)
+
+    async def withdraw(self, sid: str) -> bool:
+        """Ask every controller; True if any may have reported the session's end."""
+        reported = False
+        for controller in self.controllers:
+            try:
+                reported |= await controller.withdraw(sid)
+            except _RAISED as e:
+                self._failed(controller, "withdraw", e)
+        return reported
+
+    def problem(self) -> str:
+        """The first controller's that has one."""
+        return next((text for c in self.controllers if (text := c.problem())), "")
 
     async def disconnect(self, session: SessionView, subscriptions: dict[str, dict[str, str]]) -> None:
         """Tell every controller, in order, even if others fail."""

@@ -10,7 +10,7 @@ from anycable_tx.config.draft import Draft
 from anycable_tx.config.files import read_secret
 from anycable_tx.config.given import Given
 from anycable_tx.config.presets import CLOUD, apply_presets, exists
-from anycable_tx.config.secrets import BROADCAST, derive_key
+from anycable_tx.config.secrets import BROADCAST, RPC, derive_key
 from anycable_tx.config.values import parse
 from anycable_tx.errors import ConfigurationError
 
@@ -29,6 +29,7 @@ def derive(draft: Draft) -> None:
     for step in (
         _old_names,
         _ignored_names,
+        _switches,
         _secret_files,
         apply_presets,
         _logs,
@@ -37,6 +38,7 @@ def derive(draft: Draft) -> None:
         _broadcast_port,
         _public_mode,
         _certificate,
+        _backend,
         _providers,
         _node,
     ):
@@ -67,6 +69,14 @@ def _ignored_names(draft: Draft) -> None:
     for option in draft.schema:
         if option.tag == "G" and option.name in draft.given:
             draft.notices.append(f"{draft.given.pop(option.name).origin}: {option.name} has no effect here")
+
+
+def _switches(draft: Draft) -> None:
+    """Switches that stand for a value of another option; they win over it."""
+    for switch, name, value in (("norpc", "rpc_impl", "none"), ("disable_disconnect", "disconnect_mode", "never")):
+        given = draft.given.pop(switch, None)
+        if given is not None and given.value:
+            draft.given[name] = Given(value, given.source, given.origin)
 
 
 def _secret_files(draft: Draft) -> None:
@@ -126,8 +136,9 @@ def _secrets(draft: Draft) -> None:
         ("jwt_secret", secret),
         ("streams_secret", secret),
         ("broadcast_key", derive_key(secret, BROADCAST)),
+        ("http_rpc_secret", derive_key(secret, RPC)),
     ):
-        if name not in absent and not draft[name]:
+        if name in draft.schema and name not in absent and not draft[name]:
             draft.put(name, inherited)
     for name in ("turbo_streams_secret", "cable_ready_secret"):
         if name not in absent and not draft[name]:
@@ -169,6 +180,20 @@ def _certificate(draft: Draft) -> None:
                 raise draft.error(name, f"cannot read {draft[name]!r}: {getattr(e, 'strerror', None) or e}") from e
 
 
+def _backend(draft: Draft) -> None:
+    """RPC is on when the backend was named, or how it is called; ``none`` turns it off."""
+    impl = draft["rpc_impl"]
+    if not impl:
+        http = draft["rpc_host"].startswith(("http://", "https://"))
+        named = "rpc_host" in draft.given and draft["rpc_host"]
+        draft.put("rpc_impl", "none" if not named else "http" if http else "grpc")
+    if draft["disconnect_mode"] == "deferred" and draft["disconnect_grace"]:
+        draft.notices.append(
+            f"{draft.where('disconnect_grace')}: has no effect with disconnect_mode=deferred, which waits for as "
+            "long as a session can be resumed"
+        )
+
+
 def _providers(draft: Draft) -> None:
     """Settle who does what, and check that they are installed (BR-80)."""
     draft.put("broker", draft["broker"] or "none")
@@ -178,11 +203,12 @@ def _providers(draft: Draft) -> None:
     if not draft["controllers"]:
         tokens = ("jwt",) if draft["jwt_secret"] else ()
         anybody = ("noauth",) if draft["noauth"] else ()
-        draft.put("controllers", (*tokens, *anybody, "streams", "null"))
-        if not tokens and not anybody:
+        impl = draft["rpc_impl"]
+        draft.put("controllers", (*tokens, *anybody, "streams", "null" if impl == "none" else impl))
+        if not tokens and not anybody and impl == "none":
             draft.notices.append(
-                "nobody can connect: there is no secret to check tokens with; give secret or jwt_secret, or "
-                "noauth to let everybody in"
+                "nobody can connect: there is no secret to check tokens with and no backend to ask; give secret, "
+                "jwt_secret or rpc_host, or noauth to let everybody in"
             )
     providers.find("broker", draft["broker"])
     providers.find("pubsub", draft["pubsub"])

@@ -57,14 +57,12 @@ def _line(settings: Settings, option: Option, key: str, show_secrets: bool) -> s
     def shown(value: Any) -> str:
         if option.secret and not show_secrets and value and value != "none":
             return _yaml([MASK] if option.kind == "list" else MASK)
-        if option.file_word:
-            return option.file_word if value else "~"
         return _yaml(value)
 
     given = settings.given(option.name)
     final = settings[option.name]
     source = settings.source(option.name)
-    if given is None or (option.file_word and not given.value):
+    if given is None:
         return f"# {key}: {shown(final)}" + ("  # derived" if source == "derived" else "")
     effect = f"; in effect: {shown(final)}" if source == "derived" and final != given.value else ""
     return f"{key}: {shown(given.value)}  # {' '.join(given.origin.split())}{effect}"

@@ -68,11 +68,7 @@ def read_secret(name: str, cwd: str, where: str) -> str:
 
 
 def _value(option: Option, value: Any, where: str) -> Any:
-    if not option.file_word:
-        return check(option, value, where)
-    if value != option.file_word:
-        raise ConfigurationError(f"{where}: {value!r} is not accepted; expected {option.file_word}")
-    return True
+    return check(option, value, where)
 
 
 def _leaves(section: Mapping[Any, Any], path: str, schema: Schema, name: str) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ class Option:
     values. ``secret`` values are masked wherever they are shown. ``tag`` is the tag of the option reference;
     ``G`` options are accepted and ignored with a notice. ``successor`` names the option that replaces a
     deprecated one. ``cli``: False for settings of the file only. ``file``: False for those the file cannot
-    hold. ``file_word``: the word that stands for true at this key of the file.
+    hold.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Option:
     cli: bool = True
     aliases: tuple[str, ...] = field(default=())
     file: bool = True
-    file_word: str = ""
 
     @property
     def yaml_key(self) -> str:

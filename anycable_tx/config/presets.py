@@ -69,6 +69,9 @@ def _fly(draft: Draft) -> None:
             f"{draft.where('presets')}: the preset fly needs the environment variable {' and '.join(missing)}"
         )
     draft.fill("fly", "host", "0.0.0.0")
+    backend = draft.environ.get("ANYCABLE_FLY_RPC_APP_NAME")
+    if backend:
+        draft.fill("fly", "rpc_host", f"dns:///{draft.environ['FLY_REGION']}.{backend}.internal:50051")
 
 
 def _heroku(draft: Draft) -> None:

@@ -55,11 +55,10 @@ def _table(section: str, options: Iterable[Option], controls: bool = False) -> s
         names = environment_names(option)
         if controls:
             names = ("ANYCABLE_CONFIG_PATH",) if option.name == "config_path" else ()
-        key = option.yaml_key + (f": {option.file_word}" if option.file_word else "")
         cells = (
             f"`--{option.name}`" if option.cli else "(file only)",
             ", ".join(f"`{name}`" for name in names),
-            f"`{key}`" if option.file else "",
+            f"`{option.yaml_key}`" if option.file else "",
             f"`{default_text(option)}`" if default_text(option) else "",
             meaning(option),
         )

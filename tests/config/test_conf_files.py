@@ -40,7 +40,7 @@ def test_the_example_is_found_without_naming_it() -> None:
 def test_the_standalone_server_checks_tokens_and_signed_names() -> None:
     settings = _load("standalone.yml", ANYCABLE_SECRET="s")
     assert settings.notices == ()
-    assert (settings["norpc"], settings["enforce_jwt"], settings["public_streams"]) == (True, True, False)
+    assert (settings["rpc_impl"], settings["enforce_jwt"], settings["public_streams"]) == ("none", True, False)
     assert settings["controllers"] == ("jwt", "streams", "null")
     assert settings["http_broadcast_port"] == settings["port"]
 

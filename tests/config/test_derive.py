@@ -292,3 +292,62 @@ def test_secrets_of_providers_have_files_and_can_be_none(load: Load, install: Ca
     install(Provider("broker", "acme", "a:b", options=(Option("acme_token", secret=True, key="acme.token"),)))
     assert load("--acme_token=none")["acme_token"] == ""
     assert "acme_token_file" in load()
+
+
+# -- the backend
+
+
+@pytest.mark.parametrize(
+    ("arguments", "impl"),
+    [
+        ([], "none"),
+        (["--rpc_host=localhost:50051"], "grpc"),
+        (["--rpc_host=dns:///app:50051"], "grpc"),
+        (["--rpc_host=http://localhost:3000/_anycable"], "http"),
+        (["--rpc_host=https://app/_anycable"], "http"),
+        (["--rpc_impl=grpc"], "grpc"),
+        (["--rpc_impl=http", "--rpc_host=app:1"], "http"),
+        (["--rpc_impl=none", "--rpc_host=app:1"], "none"),
+        (["--norpc", "--rpc_host=app:1"], "none"),
+        (["--norpc", "--rpc_impl=grpc"], "none"),
+        (["--norpc=false", "--rpc_host=app:1"], "grpc"),
+    ],
+)
+def test_the_backend_is_called_as_its_address_says(load: Load, arguments: list[str], impl: str) -> None:
+    settings = load("--secret=s", *arguments)
+    assert settings["rpc_impl"] == impl
+    assert settings["controllers"] == ("jwt", "streams", "null" if impl == "none" else impl)
+
+
+def test_with_a_backend_somebody_can_connect(load: Load) -> None:
+    assert load("--rpc_host=app:1").notices == ()
+    assert any("nobody can connect" in notice for notice in load("--norpc").notices)
+
+
+@pytest.mark.statement("CO-14", "RA-8")
+def test_the_token_of_http_calls_follows_from_the_secret(load: Load) -> None:
+    key = "4b7da2749fe2a4534cec0d2acbd16277a800cf2acd31158ac4edae4a62a8f18d"
+    assert load("--secret=s3cr3t")["http_rpc_secret"] == key
+    assert load("--secret=s3cr3t", "--http_rpc_secret=own")["http_rpc_secret"] == "own"
+    assert load("--secret=s3cr3t", "--http_rpc_secret=none")["http_rpc_secret"] == ""
+    assert load("--secret=none")["http_rpc_secret"] == ""
+
+
+def test_disconnects_can_be_turned_off_by_a_switch(load: Load) -> None:
+    assert load("--disable_disconnect", "--disconnect_mode=always")["disconnect_mode"] == "never"
+
+
+@pytest.mark.statement("RA-37")
+@pytest.mark.parametrize("rate", ["0", "-1", "x"])
+def test_a_senseless_rate_of_disconnects_is_refused(load: Load, rate: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"disconnect_rate: .* is not accepted; expected a number"):
+        load(f"--disconnect_rate={rate}")
+
+
+def test_a_grace_that_has_no_effect_is_noticed(load: Load) -> None:
+    settings = load("--secret=s", "--disconnect_mode=deferred", "--disconnect_grace=5")
+    assert settings.notices == (
+        "--disconnect_grace: has no effect with disconnect_mode=deferred, which waits for as long as a session can "
+        "be resumed",
+    )
+    assert load("--secret=s", "--disconnect_grace=5").notices == ()

@@ -91,3 +91,10 @@ def test_the_fly_preset_needs_its_variables(load: Load, env: dict[str, str], mis
     with pytest.raises(ConfigurationError) as e:
         load("--presets=fly", env=env)
     assert str(e.value) == f"--presets: the preset fly needs the environment variable {missing}"
+
+
+def test_the_platform_names_the_backend(load: Load) -> None:
+    fly = {"FLY_APP_NAME": "app", "FLY_ALLOC_ID": "1", "FLY_REGION": "mad", "ANYCABLE_FLY_RPC_APP_NAME": "web"}
+    settings = load(env=fly)
+    assert (settings["rpc_host"], settings["rpc_impl"]) == ("dns:///mad.web.internal:50051", "grpc")
+    assert load("--rpc_host=mine:1", env=fly)["rpc_host"] == "mine:1"

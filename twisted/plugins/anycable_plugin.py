@@ -2,6 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
+from anycable_tx.config.declarations import rpc_transports
 from anycable_tx.config.option import Option
 from anycable_tx.providers import Provider
 
@@ -82,3 +83,13 @@ streams_controller = Provider(
     ),
 )
 null_controller = Provider("controller", "null", "anycable_tx.controllers.null:create")
+grpc_controller = Provider(
+    "controller",
+    "grpc",
+    "anycable_tx.controllers.rpc:create_grpc",
+    needs_asyncio=True,
+    options=rpc_transports.GRPC,
+)
+http_controller = Provider(
+    "controller", "http", "anycable_tx.controllers.rpc:create_http", options=rpc_transports.HTTP
+)

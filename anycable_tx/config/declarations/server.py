@@ -26,7 +26,6 @@ GLOBAL = (
     ),
     Option("node_id", help="name of this node in the logs; empty: 6 random characters"),
     Option("strict", "bool", False, "refuse to start when the file has keys that do not exist"),
-    Option("norpc", "bool", False, "no application backend", key="rpc.implementation", tag="S", file_word="none"),
     Option(
         "controllers",
         "list",

@@ -226,6 +226,58 @@ def test_a_slow_check_does_not_make_two_winners():
     assert world.metrics.value("clients_num") == 1
 
 
+def went_on(world: World) -> Client:
+    """A client that has resumed, was sent 2 and 3 since its record was kept, and is connected still."""
+    client = left(world, "a")
+    again = client.again()
+    world.advance(2.2)
+    world.publish("a")
+    assert again.heard() == ["welcome", 2, 3]
+    return again
+
+
+@pytest.mark.statement("CP-103", "CP-104")
+def test_of_two_claims_at_once_the_one_with_the_older_record_does_not_replay_what_was_read():
+    """Both were given what was kept at the welcome; the first took the live session over, and its welcome is lost."""
+    world = World()
+    client = went_on(world)
+    world.broker.slow = {"claim_session"}
+    first, second = client.again(), client.again()
+    world.broker.answer_all()
+    assert is_restored(second)
+    assert (first.closed, client.closed) == ((1000, "Session resumed elsewhere"),) * 2
+    second.positions = dict(client.positions)
+    second.catch_up(A)
+    world.publish("a")
+    assert second.heard(A) == ["confirm_history", 4]
+
+
+@pytest.mark.statement("CP-103", "CP-104", "CP-150")
+def test_a_record_kept_before_the_session_went_on_does_not_replay_what_was_read():
+    """Claimed on another node, which has nothing but that record."""
+    world = World(nodes=2)
+    client = went_on(world)
+    again = client.again(node=1)
+    again.catch_up(A)
+    world.publish("a")
+    assert again.heard() == ["welcome", "confirm_history", 4]
+
+
+@pytest.mark.statement("CP-103", "CP-104")
+def test_a_session_that_was_taken_over_is_claimed_again_from_where_it_ended():
+    """Even by a client that never asks: the first heir's welcome was lost."""
+    world = World()
+    client = world.subscribed(A)
+    world.advance(0.2)
+    world.publish("a", count=2)
+    assert client.heard() == [1, 2]
+    client.again()
+    again = client.again()
+    world.publish("a")
+    world.advance(2.2)
+    assert again.heard() == ["welcome", 3]
+
+
 @pytest.mark.statement("CP-103", "CP-105")
 def test_a_session_closed_while_it_is_checked_stays_resumable():
     world = World("backend")

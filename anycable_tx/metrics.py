@@ -39,6 +39,12 @@ COUNTERS: dict[str, str] = {
     "broker_evictions_total": "records the broker forgot before their time because there were too many, by reason",
     "unannounced_messages_total": "messages that were stored but could not be handed to the bus",
     "controller_errors_total": "controller calls that failed",
+    "rpc_call_total": "calls to the backend, repeated attempts not counted",
+    "rpc_retries_total": "further attempts at a call to the backend",
+    "rpc_error_total": "calls to the backend that failed or were answered with an error, by reason",
+    "rpc_timeout_total": "calls to the backend that failed because their time was up",
+    "rpc_canceled_total": "calls to the backend that were dropped because the session or the server ended",
+    "disconnect_dropped_total": "ends of sessions the backend was not told of, by reason",
     "internal_errors_total": "errors nobody expected; each has a traceback in the log",
     "refused_connections_total": "connections refused before the upgrade, by reason",
     "refused_requests_total": "HTTP requests refused before their resource saw them, by reason",
@@ -50,6 +56,9 @@ GAUGES: dict[str, str] = {
     "clients_num": "sessions connected",
     "clients_uniq_num": "distinct connection identifiers among them",
     "broadcast_streams_num": "streams with at least one local subscriber",
+    "rpc_pending_num": "calls to the backend that wait for their turn",
+    "rpc_capacity_num": "calls the backend is given at a time, where that adapts to it",
+    "disconnect_queue_size": "ends of sessions the backend has not been told of yet",
 }
 
 

@@ -19,6 +19,7 @@ from anycable_tx.transports.handshake import Refusal
 from anycable_tx.transports.heartbeat import Heartbeat
 from anycable_tx.transports.outlet import WritingSide
 from anycable_tx.transports.paths import PathPatterns
+from anycable_tx.transports.request_env import RequestEnvs
 from anycable_tx.transports.websocket import PRECISIONS, CableConnection
 
 __all__ = ["CableFactory"]
@@ -74,6 +75,7 @@ class CableFactory(WebSocketServerFactory):
         self.paths = PathPatterns(settings["path"])
         self.origins = Origins(settings["allowed_origins"])
         self.scheme = "https" if settings["ssl_cert"] else "http"
+        self.envs = RequestEnvs(settings, self.scheme)
         self.compression: bool = settings["enable_ws_compression"]
         self.max_head = MAX_HEAD
         self.max_message_size: int = settings["max_message_size"]
@@ -83,8 +85,6 @@ class CableFactory(WebSocketServerFactory):
         self.native_pings: bool = settings["enable_native_pings"]
         self.expects_pongs = settings["pong_timeout"] > 0
         self.request_id_sid: bool = settings["request_id_sid"]
-        self.token_header = f"x-{settings['jwt_param']}".lower()
-        self.proxy_headers = tuple(name.lower() for name in settings.get("headers", ("cookie",)))
         self.heartbeat = Heartbeat(
             reactor, pong_timeout=settings["pong_timeout"], handshake_timeout=settings["handshake_timeout"]
         )

@@ -78,7 +78,7 @@ def parse_head(head: bytes) -> Head:
         name, value = name.lower(), value.strip()
         if name not in headers:
             headers[name] = value
-        elif name.startswith("sec-websocket-") or name in ("connection", "upgrade"):
+        elif name.startswith("sec-websocket-") or name in ("connection", "upgrade", "x-forwarded-for"):
             headers[name] += "," + value
     path, _, query = target.partition("?")
     if "://" in path:  # the absolute form

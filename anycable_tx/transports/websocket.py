@@ -15,7 +15,6 @@ from twisted.logger import Logger
 
 from anycable_tx.cable.admission import Arrival
 from anycable_tx.cable.commands import receive
-from anycable_tx.cable.replies import RequestEnv
 from anycable_tx.errors import BadCommand
 from anycable_tx.transports.frames import unmask
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
@@ -140,8 +139,9 @@ class CableConnection(WritingSide):
         factory = self.factory
         factory.upgraded += 1
         parameters = head.parameters()
+        peer = self.transport.client[0] if factory.direct else factory.peer(self.transport.real)
         arrival = Arrival(
-            self._env(head, token),
+            factory.envs.read(head, token, peer),
             (head.headers.get("x-anycable-restore-sid") or parameters.get("sid", "")) if extended else "",
         )
         interval = factory.ping_interval
@@ -157,18 +157,6 @@ class CableConnection(WritingSide):
             self.expects_pongs = True
         sid = head.headers.get("x-request-id", "") if factory.request_id_sid else ""
         self.session = factory.node.connected(self, arrival, extended=extended, sid=sid)
-
-    def _env(self, head: Head, token: str) -> RequestEnv:
-        factory = self.factory
-        headers = {name: value for name in factory.proxy_headers if (value := head.headers.get(name))}
-        token = head.headers.get(factory.token_header) or token
-        if token:
-            headers[factory.token_header] = token
-        headers["REMOTE_ADDR"] = self.transport.client[0] if factory.direct else factory.peer(self.transport.real)
-        url = head.target
-        if "://" not in url.partition("?")[0]:
-            url = f"{factory.scheme}://{head.headers.get('host', '')}{url}"
-        return RequestEnv(url, headers)
 
     def opening_timed_out(self) -> None:
         """The time for the request head is up."""

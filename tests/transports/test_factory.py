@@ -144,8 +144,7 @@ def test_the_origin_is_checked(cable):
 
 @pytest.mark.statement("CP-18")
 def test_controllers_see_the_whole_url_and_only_the_configured_headers(cable):
-    made = cable()
-    made.factory.proxy_headers = ("cookie", "x-custom")
+    made = cable(headers=("cookie", "x-custom"))
     env = seen_by_controllers(
         made, path="/cable?a=1&jid=t&pi=0&a=2", Cookie="x=1", X_CUSTOM="one", Authorization="no"
     )
@@ -158,8 +157,7 @@ def test_controllers_see_the_whole_url_and_only_the_configured_headers(cable):
 
 @pytest.mark.statement("CP-18")
 def test_the_first_value_of_a_repeated_header_is_shown(cable):
-    made = cable()
-    made.factory.proxy_headers = ("x-custom", "x-empty")
+    made = cable(headers=("x-custom", "x-empty"))
     made.node.controllers = gate = Gate(made.node.controllers)
     made.connect().send(upgrade_request(X_CUSTOM="one\r\nx-custom: two", X_Forwarded_For="1.1.1.1\r\nX-Empty: "))
     assert gate.seen[0].headers == {"x-custom": "one", "REMOTE_ADDR": "192.0.2.7"}
@@ -220,6 +218,19 @@ def test_an_ipv6_peer_is_shown_by_its_address(cable):
     made = cable()
     client = made.connect(peer=("2001:db8::7", 40000, 0, 0))
     assert seen_by_controllers(made, client).headers["REMOTE_ADDR"] == "2001:db8::7"
+
+
+@pytest.mark.statement("RA-35")
+def test_a_client_behind_a_trusted_proxy_is_shown_by_its_own_address(cable):
+    made = cable(trusted_proxies=("192.0.2.0/24",))
+    env = seen_by_controllers(made, X_Forwarded_For="203.0.113.5", X_Forwarded_Proto="wss")
+    assert (env.url, env.headers["REMOTE_ADDR"]) == ("https://cable.example/cable", "203.0.113.5")
+
+
+@pytest.mark.statement("RA-33", "CP-19")
+def test_only_the_cookies_that_are_listed_are_shown(cable):
+    env = seen_by_controllers(cable(proxy_cookies=("b",)), Cookie="a=1; b=x==")
+    assert env.headers["cookie"] == "b=x==;"
 
 
 # -- plain HTTP on the same port

@@ -55,6 +55,12 @@ def test_a_head_is_split_into_its_parts():
     assert found.parameters() == {"pi": "2", "x": "é", "y": ""}
 
 
+@pytest.mark.statement("RA-35")
+def test_all_lines_of_forwarded_addresses_count():
+    found = parse_head(b"GET /cable HTTP/1.1\r\nX-Forwarded-For: a\r\nHost: a\r\nx-forwarded-for: b, c")
+    assert found.headers["x-forwarded-for"] == "a,b, c"
+
+
 def test_a_head_without_a_query_has_no_parameters():
     assert parse_head(b"GET /cable HTTP/1.1").parameters() == {}
 

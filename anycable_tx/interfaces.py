@@ -85,6 +85,9 @@ class INode(Interface):
     def presence_expired(stream: str, id: str) -> None:
         """A member's time ran out and this node is the one to announce that it left. Never raises."""
 
+    def session_expired(sid: str, record: bytes) -> None:
+        """A released session cannot be resumed any more, and this node is the one to report its end. Never raises."""
+
     def bus_lost() -> None:
         """The bus may be missing messages from now on."""
 
@@ -126,12 +129,22 @@ class IBroker(Interface):
         """
 
     # -- the session store
+    #
+    # Every session that was saved ends exactly once: it is forgotten by its sid, an heir of it is saved, or its end
+    # is told to one node by ``INode.session_expired``.
 
-    def save_session(sid: str, identifiers: str, record: bytes) -> Awaitable[None]:
-        """Async. Keep *record* (bytes) for a connected session, for as long as this node lives."""
+    def save_session(sid: str, identifiers: str, record: bytes, previous: str = "") -> Awaitable[None]:
+        """Async. Keep *record* (bytes) for a connected session, for as long as this node lives.
 
-    def release_session(sid: str, record: bytes) -> Awaitable[None]:
-        """Async. The session's connection ended: keep *record* for ``sessions_ttl`` seconds from now."""
+        *previous* is the session that goes on in this one: it stays claimable, and its end is told to nobody.
+        """
+
+    def release_session(sid: str, record: bytes) -> Awaitable[bool]:
+        """Async. The session's connection ended: keep *record* for ``sessions_ttl`` seconds from now.
+
+        When that time is over, or the node it was connected to is, the end is told. False: the session is not kept,
+        so nobody will be told.
+        """
 
     def claim_session(sid: str, heir: str) -> Awaitable[Claim | None]:
         """Async. Hand the record of *sid* to the session *heir*: a Claim, or None if there is none.
@@ -144,7 +157,13 @@ class IBroker(Interface):
         """Async. The sid can no longer be claimed. Unknown ones are ignored."""
 
     def forget_sessions(identifiers: str) -> Awaitable[int]:
-        """Async. No session with these connection identifiers can be claimed any more; answers how many."""
+        """Async. No session with these connection identifiers can be claimed any more; answers how many.
+
+        The end of those that were released is told; those that are connected are the business of their nodes.
+        """
+
+    def give_up_sessions() -> Awaitable[None]:
+        """Async. The server stops and has released all its sessions: tell the end of those that end with it."""
 
     # -- presence
 

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
@@ -22,6 +23,7 @@ from anycable_tx.cable.messages import (
     RemoteCommand,
 )
 from anycable_tx.cable.records import SessionRecord
+from anycable_tx.cable.replies import ConnectReply, RequestEnv, SessionView
 from anycable_tx.cable.session import Session
 from anycable_tx.interfaces import IController, INode
 from anycable_tx.metrics import Metrics
@@ -42,6 +44,7 @@ class Node(NodeStreams):
         self.sessions = Sessions()
         super().__init__(reactor, metrics, fanout, self.sessions)
         self.max_pending: int = settings["max_commands_pending"]
+        self._mode: str = settings["disconnect_mode"]
         self._resumable: bool = False
         self._barrier: float = settings["history_barrier"]
         self._releasing = 0
@@ -59,7 +62,15 @@ class Node(NodeStreams):
         self._ticker.start(0.1, now=False)
 
     async def released(self) -> None:
-        """Done when every session whose connection ended is in the broker's keeping and controllers know (P8)."""
+        """Done when every session whose connection ended is in the broker's keeping and controllers know (P8).
+
+        Those that end with this server, and whose end was waited for, are reported too.
+        """
+        await self._seen_to()
+        await self.broker.give_up_sessions()
+        await self._seen_to()
+
+    async def _seen_to(self) -> None:
         while self._releasing:
             await sleep(self.reactor, 0.05)
 
@@ -101,33 +112,89 @@ class Node(NodeStreams):
         if not session.was_admitted():
             session.lost()
             self.sessions.remove(session)
+            self.controllers.gone(session.sid)
             return
-        record = session.record()
-        view = session.view()
-        subscriptions = {i: s.state() for i, s in session.subscriptions.items()}
+        record = self._record(session)
         session.lost()
         self.sessions.remove(session)
+        self.controllers.gone(session.sid)
         if session.displaced:
             return
-        self.spawn(self._counted(self._release(session, record)))
-        if session.disconnectable:
-            self.spawn(self._counted(self._notify(view, subscriptions)))
+        self._see_to(self._release(session, record))
+
+    def _record(self, session: Session, *, at_rest: bool = True) -> SessionRecord:
+        record = session.record(at_rest=at_rest)
+        if self._mode == "deferred" and session.disconnectable:
+            record.env = session.env
+        return record
+
+    async def _release(self, session: Session, record: SessionRecord) -> None:
+        """Give the session to the broker at once, and report its end when the command under way has ended."""
+        sid = session.sid
+        await self._attempt("cannot let presence expire", self.broker.release_presence(sid), sid=sid)
+        kept = session.resumable and await self._keep(sid, record)
+        if session.busy:
+            ended: Deferred[None] = Deferred()
+            session.afterwards(lambda: ended.callback(None))
+            await ended
+            kept = await self._add_what_was_done(session, record, kept=kept)
+        if self._mode != "deferred" or not kept:
+            await self._report_end(sid, record, session.env, resumable=kept)
+
+    async def _add_what_was_done(self, session: Session, record: SessionRecord, *, kept: bool) -> bool:
+        """A command that was under way may have told the backend more than the record says (RA-16)."""
+        unfinished = dict(session.unfinished or ())
+        if session.disconnectable is record.disconnectable and unfinished == record.unfinished:
+            return kept
+        record.disconnectable, record.unfinished = session.disconnectable, unfinished
+        if self._mode == "deferred" and kept:
+            record.env = session.env
+            return await self._keep(session.sid, record)
+        return kept
+
+    async def _keep(self, sid: str, record: SessionRecord) -> bool:
+        """Release the session to the broker. False: it is not kept there."""
+        try:
+            return bool(await self.broker.release_session(sid, record.encode()))
+        except Exception:
+            self._broker_failed("cannot keep a session", sid=sid)
+            return False
+
+    def _see_to(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do *work*, and let a stop wait for its end."""
+        self._releasing += 1
+        self.spawn(self._counted(work))
 
     async def _counted(self, work: Coroutine[Any, Any, object]) -> None:
-        self._releasing += 1
         try:
             await work
         finally:
             self._releasing -= 1
 
-    async def _release(self, session: Session, record: SessionRecord) -> None:
-        sid = session.sid
-        await self._attempt("cannot let presence expire", self.broker.release_presence(sid), sid=sid)
-        if session.resumable:
-            await self._attempt("cannot keep a session", self.broker.release_session(sid, record.encode()), sid=sid)
+    async def _report_end(
+        self, sid: str, record: SessionRecord, env: RequestEnv | None, *, resumable: bool = False
+    ) -> None:
+        """Tell the controllers that a session ended, if any of them is interested."""
+        if record.disconnectable:
+            view = SessionView(sid, record.identifiers, env, record.cstate, resumable=resumable)
+            await self.controllers.disconnect(view, record.known())
 
-    async def _notify(self, view: Any, subscriptions: dict[str, dict[str, str]]) -> None:
-        await self.controllers.disconnect(view, subscriptions)
+    async def ended(self, sid: str, record: SessionRecord, env: RequestEnv, *, resumable: bool) -> None:
+        """A session that was being resumed is nobody's any more; *resumable*: it may still be claimed.
+
+        A deferred report of one that may be claimed is the broker's to ask for.
+        """
+        if self._mode != "deferred" or not resumable:
+            await self._report_end(sid, record, record.env or env, resumable=resumable)
+
+    async def left(self, sid: str, reply: ConnectReply, env: RequestEnv) -> None:
+        """A client was accepted and had left meanwhile (RA-16)."""
+        if self.interested(reply.disconnect_interest):
+            await self.controllers.disconnect(SessionView(sid, reply.identifiers, env, reply.cstate), {})
+
+    def interested(self, interest: int) -> bool:
+        """Is the end of a session to be reported after a reply with this interest? (03, 3.7)"""
+        return self._mode == "always" or (self._mode != "never" and interest >= 0)
 
     def arrives(self, session: Session) -> None:
         """Others can know the session's sid."""
@@ -137,6 +204,12 @@ class Node(NodeStreams):
         """The session is authenticated."""
         self.sessions.add(session)
 
+    def rename(self, session: Session, identifiers: str) -> None:
+        """The session has other identifiers now."""
+        self.sessions.remove(session)
+        session.identifiers = identifiers
+        self.sessions.add(session)
+
     def keeps_env(self) -> bool:
         """Only some controllers look at the request again."""
         return bool(getattr(self.controllers, "keeps_env", False))
@@ -144,8 +217,9 @@ class Node(NodeStreams):
     async def save(self, session: Session) -> None:
         """Keep the session's record, if it is resumable. A broker that cannot holds nothing up."""
         if session.resumable and session.is_open():
-            record = session.record(at_rest=False).encode()
-            saving = self.broker.save_session(session.sid, session.identifiers, record)
+            record = self._record(session, at_rest=False).encode()
+            previous = session.previous[-1] if session.previous else ""
+            saving = self.broker.save_session(session.sid, session.identifiers, record, previous)
             await self._attempt("cannot keep a session", saving, sid=session.sid)
 
     def changed(self, session: Session) -> None:
@@ -180,10 +254,9 @@ class Node(NodeStreams):
         if not session.was_admitted():
             self._displace(session)
             return None
-        record = session.record()
+        record = self._record(session)
         self._displace(session)
-        releasing = self.broker.release_session(session.sid, record.encode())
-        await self._attempt("cannot keep a session", releasing, sid=session.sid)
+        await self._keep(session.sid, record)
         return record
 
     def _displace(self, session: Session) -> None:
@@ -210,7 +283,9 @@ class Node(NodeStreams):
         if command.command == "takeover":
             session = self.sessions.get(str(payload.get("sid", "")))
             if session is not None:
-                self.spawn(self._counted(self._hand_on(session)))
+                self._see_to(self._hand_on(session))
+            else:
+                self.spawn(self._withdraw(str(payload.get("sid", ""))))
         elif command.command == "disconnect":
             identifier, reconnect = payload.get("identifier"), payload.get("reconnect", False)
             if not isinstance(identifier, str) or not isinstance(reconnect, bool):
@@ -227,6 +302,16 @@ class Node(NodeStreams):
             session.resumable = False
             session.disconnect(1000, "Closed remotely", "remote", reconnect=reconnect)
         await self.broker.forget_sessions(identifiers)
+
+    async def _withdraw(self, sid: str) -> None:
+        """The session came back on another node: its end, if that still waits to be reported, was none."""
+        await self.controllers.withdraw(sid)
+
+    def session_expired(self, sid: str, record: bytes) -> None:
+        """The session cannot be resumed any more: now its end is reported, where that waited for this."""
+        decoded = SessionRecord.decode(record) if self._mode == "deferred" else None
+        if decoded is not None:
+            self._see_to(self._report_end(sid, decoded, decoded.env))
 
     def presence_expired(self, stream: str, id: str) -> None:
         """A member's time ran out."""

@@ -83,7 +83,10 @@ class Server:
         """Why no traffic should be sent here; empty when all is well."""
         if self.sites.draining:
             return ["draining"]
-        return [] if self._ready else ["starting"]
+        if not self._ready:
+            return ["starting"]
+        problem = self.node.controllers.problem()
+        return [problem] if problem else []
 
     # -- start
 

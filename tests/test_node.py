@@ -536,9 +536,9 @@ def test_many_changes_at_once_are_kept_once():
     kept: list[bytes] = []
     save = node.broker.save_session
 
-    def counted(sid: str, identifiers: str, record: bytes) -> Any:
+    def counted(sid: str, identifiers: str, record: bytes, previous: str) -> Any:
         kept.append(record)
-        return save(sid, identifiers, record)
+        return save(sid, identifiers, record, previous)
 
     node.broker.save_session = counted
     for n in range(20):

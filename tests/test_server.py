@@ -75,6 +75,9 @@ class Part:
             await self.starting()
         self._happened.append(f"start {self.name}")
 
+    async def give_up_sessions(self) -> None:
+        """There are none."""
+
     async def stop(self) -> None:
         self._happened.append(f"stop {self.name}")
         if self.stopping is not None:

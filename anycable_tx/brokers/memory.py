@@ -92,6 +92,7 @@ class MemoryBroker:
         if self._snapshot is not None:
             self._snapshot.check()
             self._load(self._snapshot)
+            self._tell_ended(self._sessions.sweep(self._now()))
         self._serving = True
         self._sweeping = self._sweeper.start(1, now=False)
 
@@ -116,7 +117,7 @@ class MemoryBroker:
         now = self._now()
         self._logs.sweep(now)
         self._ids.sweep(now)
-        self._sessions.sweep(now)
+        self._tell_ended(self._sessions.sweep(now))
         for stream, id in self._presence.sweep(now):
             self._context.node.presence_expired(stream, id)
 
@@ -170,15 +171,15 @@ class MemoryBroker:
 
     # -- the session store
 
-    async def save_session(self, sid: str, identifiers: str, record: bytes) -> None:
+    async def save_session(self, sid: str, identifiers: str, record: bytes, previous: str = "") -> None:
         """Keep *record* until the session is released or forgotten; with ``sessions_ttl`` 0 nothing is kept."""
         self._check_serving()
-        self._sessions.save(sid, identifiers, record)
+        self._sessions.save(sid, identifiers, record, previous)
 
-    async def release_session(self, sid: str, record: bytes) -> None:
+    async def release_session(self, sid: str, record: bytes) -> bool:
         """Keep *record* for ``sessions_ttl`` from now; a sid that was forgotten is not brought back."""
         self._check_serving()
-        self._sessions.release(sid, record, self._now())
+        return self._sessions.release(sid, record, self._now())
 
     async def claim_session(self, sid: str, heir: str) -> Claim | None:
         """The record, for as long as its time is not over."""
@@ -191,7 +192,18 @@ class MemoryBroker:
 
     async def forget_sessions(self, identifiers: str) -> int:
         """How many could have been claimed and now cannot."""
-        return self._sessions.forget_all(identifiers, self._now())
+        claimable, ended = self._sessions.forget_all(identifiers, self._now())
+        self._tell_ended(ended)
+        return claimable
+
+    async def give_up_sessions(self) -> None:
+        """Without a snapshot no session outlives the server."""
+        if self._snapshot is None:
+            self._tell_ended(self._sessions.end_released())
+
+    def _tell_ended(self, ended: list[tuple[str, bytes]]) -> None:
+        for sid, record in ended:
+            self._context.node.session_expired(sid, record)
 
     # -- presence
 

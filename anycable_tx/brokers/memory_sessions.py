@@ -8,18 +8,23 @@ from typing import Any
 from anycable_tx.cable.expiry import DeadlineQueue
 from anycable_tx.cable.messages import Claim
 
-__all__ = ["Sessions"]
+__all__ = ["Ended", "Sessions"]
+
+#: The sids and last records of sessions whose end is to be told.
+Ended = list[tuple[str, bytes]]
 
 _CONNECTED = float("inf")
 
 
 class _Session:
-    __slots__ = ("deadline", "heir", "identifiers", "record")
+    #: ``inherited``: it goes on in its heir.
+    __slots__ = ("deadline", "heir", "identifiers", "inherited", "record")
 
     def __init__(self, identifiers: str, record: bytes) -> None:
         self.identifiers = identifiers
         self.record = record
         self.heir = ""
+        self.inherited = False
         self.deadline = _CONNECTED
 
 
@@ -36,10 +41,12 @@ class Sessions:
         self._alike: dict[str, str | set[str]] = {}
         self._deadlines: DeadlineQueue[str] = DeadlineQueue()
 
-    def save(self, sid: str, identifiers: str, record: bytes) -> None:
-        """Keep *record* for a connected session."""
+    def save(self, sid: str, identifiers: str, record: bytes, previous: str = "") -> None:
+        """Keep *record* for a connected session, in which *previous* goes on."""
         if self._ttl <= 0:
             return
+        if previous in self._sessions:
+            self._sessions[previous].inherited = True
         session = self._sessions.get(sid) or _Session(identifiers, record)
         if session.identifiers != identifiers:
             self.forget(sid)
@@ -49,14 +56,15 @@ class Sessions:
         if sid not in self._sessions:
             self._add(sid, session)
 
-    def release(self, sid: str, record: bytes, now: float) -> None:
-        """Keep *record* for the ttl from *now*. A sid that is not kept stays forgotten."""
+    def release(self, sid: str, record: bytes, now: float) -> bool:
+        """Keep *record* for the ttl from *now*. False: a sid that is not kept stays forgotten."""
         session = self._sessions.get(sid)
         if session is None:
-            return
+            return False
         session.record = record
         session.deadline = now + self._ttl
         self._deadlines.add(sid, session.deadline)
+        return True
 
     def claim(self, sid: str, heir: str, now: float) -> Claim | None:
         """The record of *sid* and who claimed it before *heir*; None when it is over, swept or not."""
@@ -77,25 +85,40 @@ class Sessions:
         if not isinstance(alike, set) or not alike:
             del self._alike[session.identifiers]
 
-    def forget_all(self, identifiers: str, now: float) -> int:
-        """Keep nothing of the sessions with *identifiers*; answers how many could still be claimed."""
+    def forget_all(self, identifiers: str, now: float) -> tuple[int, Ended]:
+        """Keep nothing of the sessions with *identifiers*; answers how many could still be claimed, and who ended."""
         alike = self._alike.get(identifiers, set())
         claimable = 0
+        ended: Ended = []
         for sid in list(alike) if isinstance(alike, set) else [alike]:
             claimable += self._sessions[sid].deadline > now
-            self.forget(sid)
-        return claimable
+            ended += self._end(sid)
+        return claimable, ended
 
-    def sweep(self, now: float) -> None:
-        """Forget the sessions whose time is over."""
+    def end_released(self) -> Ended:
+        """Forget every session that is not connected; answers who ended."""
+        released = [sid for sid, session in self._sessions.items() if session.deadline != _CONNECTED]
+        return [each for sid in released for each in self._end(sid)]
+
+    def _end(self, sid: str) -> Ended:
+        """Forget *sid*; answers it if its end is to be told: nobody is connected, and it does not go on elsewhere."""
+        session = self._sessions[sid]
+        self.forget(sid)
+        told = session.deadline != _CONNECTED and not session.inherited
+        return [(sid, session.record)] if told else []
+
+    def sweep(self, now: float) -> Ended:
+        """Forget the sessions whose time is over; answers who ended."""
+        ended: Ended = []
         for sid in self._deadlines.due(now):
             session = self._sessions.get(sid)
             if session is None or session.deadline == _CONNECTED:
                 continue
             if session.deadline <= now:
-                self.forget(sid)
+                ended += self._end(sid)
             else:
                 self._deadlines.add(sid, session.deadline)
+        return ended
 
     def __len__(self) -> int:
         """How many sessions are kept."""
@@ -105,19 +128,21 @@ class Sessions:
         """Everything as rows of JSON values; who is connected counts as released now."""
         for sid, session in self._sessions.items():
             left = min(session.deadline - now, self._ttl)
-            if left > 0:
-                yield ["session", sid, session.identifiers, session.record.decode("latin-1"), session.heir, left]
+            record = session.record.decode("latin-1")
+            yield ["session", sid, session.identifiers, record, session.heir, left, session.inherited]
 
     def restore(self, row: list[Any], now: float, down: float) -> None:
-        """Take back a row that ``dump`` made *down* seconds ago. Raises ValueError, TypeError or IndexError."""
-        _, sid, identifiers, record, heir, left = row
-        left = min(left - down, self._ttl)
-        if left > 0:
-            session = _Session(identifiers, record.encode("latin-1"))
-            session.heir = heir
-            session.deadline = now + left
-            self._add(sid, session)
-            self._deadlines.add(sid, session.deadline)
+        """Take back a row that ``dump`` made *down* seconds ago. Raises ValueError, TypeError or IndexError.
+
+        Whose time ended meanwhile comes back too, for the next ``sweep`` to tell.
+        """
+        _, sid, identifiers, record, heir, left, inherited = row
+        session = _Session(identifiers, record.encode("latin-1"))
+        session.heir = heir
+        session.inherited = bool(inherited)
+        session.deadline = now + min(left - down, self._ttl)
+        self._add(sid, session)
+        self._deadlines.add(sid, session.deadline)
 
     def _add(self, sid: str, session: _Session) -> None:
         self._sessions[sid] = session

@@ -63,11 +63,12 @@ class NoBroker:
         """Always raises HistoryRefused ``unsupported``."""
         raise HistoryRefused("unsupported")
 
-    async def save_session(self, sid: str, identifiers: str, record: bytes) -> None:
+    async def save_session(self, sid: str, identifiers: str, record: bytes, previous: str = "") -> None:
         """Forgotten at once."""
 
-    async def release_session(self, sid: str, record: bytes) -> None:
+    async def release_session(self, sid: str, record: bytes) -> bool:
         """Forgotten at once."""
+        return False
 
     async def claim_session(self, sid: str, heir: str) -> Claim | None:
         """None: no session is kept."""
@@ -79,6 +80,9 @@ class NoBroker:
     async def forget_sessions(self, identifiers: str) -> int:
         """0: nothing to forget."""
         return 0
+
+    async def give_up_sessions(self) -> None:
+        """Nothing to give up."""
 
     async def join(self, stream: str, sid: str, id: str, info: Any) -> bool:
         """Always raises PresenceRefused."""

@@ -17,13 +17,16 @@ __all__ = [
     "HistoryAsk",
     "broadcast_frame",
     "broadcast_tail",
+    "confirm_frame",
     "decode_command",
     "disconnect_frame",
     "history_frame",
     "member_event",
     "presence_error",
     "presence_info",
+    "reject_frame",
     "welcome_frame",
+    "with_sid",
 ]
 
 PONG = b'{"type":"pong"}'
@@ -58,6 +61,29 @@ def welcome_frame(sid: str, restored: list[str] | None = None) -> bytes:
     if restored is None:
         return b'{"type":"welcome","sid":%b}' % orjson.dumps(sid)
     return orjson.dumps({"type": "welcome", "sid": sid, "restored": True, "restored_ids": restored})
+
+
+def with_sid(frame: bytes, sid: str) -> bytes:
+    """A backend's *frame*; to a welcome without the sid, with which nobody could resume, it is added (RA-43)."""
+    if b"welcome" not in frame:
+        return frame
+    try:
+        value = orjson.loads(frame)
+    except orjson.JSONDecodeError:
+        return frame
+    if not isinstance(value, dict) or value.get("type") != "welcome" or "sid" in value:
+        return frame
+    return orjson.dumps({**value, "sid": sid})
+
+
+def confirm_frame(identifier: str) -> bytes:
+    """The subscription of *identifier* stands."""
+    return b'{"type":"confirm_subscription","identifier":%b}' % orjson.dumps(identifier)
+
+
+def reject_frame(identifier: str) -> bytes:
+    """The subscription of *identifier* is refused."""
+    return b'{"type":"reject_subscription","identifier":%b}' % orjson.dumps(identifier)
 
 
 def disconnect_frame(reason: str, reconnect: bool) -> bytes:

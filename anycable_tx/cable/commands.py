@@ -16,7 +16,7 @@ from anycable_tx.cable.replies import Reply, Status
 from anycable_tx.cable.session import Session, Subscription
 from anycable_tx.errors import BadCommand, BrokerUnavailable, PresenceRefused
 
-__all__ = ["COMMANDS", "receive"]
+__all__ = ["COMMANDS", "apply_reply", "leave_presence", "receive"]
 
 
 def receive(session: Session, text: bytes) -> None:
@@ -55,14 +55,16 @@ async def _subscribe(session: Session, command: Command) -> None:
         return  # confirmed already; a second confirmation would make clients unsubscribe (CP-32)
     services = session.services
     reply = await services.controllers.subscribe(session.view(), identifier)
+    if reply is not None and (reply.reached or reply.status is not Status.ERROR):
+        session.disconnectable |= services.interested(reply.disconnect_interest)
     if not session.is_open():
+        if reply is not None and reply.reached and reply.status is not Status.FAILURE:
+            session.leave_unfinished(identifier, reply.istate)  # the backend may have carried it out (RA-16)
         return
     if reply is None or reply.status is Status.ERROR:
         # Silence: official clients ask again by themselves (RA-13).
         services.metrics.count("failed_client_msg_total")
         return
-    if reply.disconnect_interest >= 0:
-        session.disconnectable = True
     if reply.status is Status.FAILURE:
         # A refused subscription joins no stream and leaves no state (RA-3).
         services.metrics.count("subscription_rejects_total", reason=reply.reason or "rejected")
@@ -71,7 +73,7 @@ async def _subscribe(session: Session, command: Command) -> None:
         _disconnect_if_asked(session, reply)
         return
     subscription = Subscription(session, identifier)
-    held = await _apply(subscription, reply)
+    held = await apply_reply(subscription, reply)
     ask = command.history
     if ask is not None and ask.since > 0:
         for attachment in held:
@@ -87,7 +89,7 @@ async def _subscribe(session: Session, command: Command) -> None:
         await _join(session, command)
 
 
-async def _apply(subscription: Subscription, reply: Reply) -> tuple[Attachment, ...]:
+async def apply_reply(subscription: Subscription, reply: Reply) -> tuple[Attachment, ...]:
     """Carry out a controller's reply up to its transmissions; answers the new attachments, held.
 
     A new subscription is the session's once all its streams are open, when it is confirmed: what is not confirmed
@@ -116,6 +118,8 @@ async def _apply(subscription: Subscription, reply: Reply) -> tuple[Attachment, 
         if not complete:
             session.detach(subscription, {a.stream.name for a in attached})
     session.subscriptions[subscription.identifier] = subscription
+    if session.unfinished:
+        session.unfinished.pop(subscription.identifier, None)
     subscription.merge(reply.istate)
     if reply.cstate:
         session.merge(reply.cstate)
@@ -132,7 +136,7 @@ async def _act(subscription: Subscription, reply: Reply) -> None:
         if reply.presence.type == "join":
             await _announce_join(subscription, reply.presence.id, reply.presence.info)
         elif reply.presence.type == "leave":
-            await _leave_presence(subscription)
+            await leave_presence(subscription)
     _disconnect_if_asked(session, reply)
 
 
@@ -150,10 +154,14 @@ async def _unsubscribe(session: Session, command: Command) -> None:
     session.detach(subscription)
     del session.subscriptions[command.identifier]
     reply = await session.services.controllers.unsubscribe(view, command.identifier)
-    await _leave_presence(subscription)
+    if reply is not None and reply.status is Status.ERROR:
+        session.leave_unfinished(command.identifier, view.istate)
+    await leave_presence(subscription)
     if not session.is_open():
         return
-    if reply is not None:
+    if reply is not None and reply.status is Status.ERROR:
+        session.services.metrics.count("failed_client_msg_total")
+    elif reply is not None:
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
         _disconnect_if_asked(session, reply)
@@ -170,7 +178,7 @@ async def _message(session: Session, command: Command) -> None:
     if reply.status is Status.ERROR:
         session.services.metrics.count("failed_client_msg_total")
         return
-    held = await _apply(subscription, reply)
+    held = await apply_reply(subscription, reply)
     try:
         await _act(subscription, reply)
     finally:
@@ -231,10 +239,10 @@ async def _announce(session: Session, stream: str, event: bytes) -> None:
 async def _leave(session: Session, command: Command) -> None:
     subscription = session.subscriptions.get(command.identifier)
     if subscription is not None:
-        await _leave_presence(subscription)
+        await leave_presence(subscription)
 
 
-async def _leave_presence(subscription: Subscription) -> None:
+async def leave_presence(subscription: Subscription) -> None:
     """Leave, if joined; the event is sent only when it was the id's last session."""
     if not subscription.joined:
         return

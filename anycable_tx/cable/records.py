@@ -1,7 +1,8 @@
 """The session record that a broker keeps: what a client gets back when it resumes (P5).
 
 The keys ``ids``, ``subs``, ``cstate``, ``istate`` and ``Disconnectable`` are those of the AnyCable server; ``at``
-(where each stream stood) and ``prev`` (the sids the session had before) are ours and ignored by others.
+(where each stream stood), ``prev`` (the sids the session had before), ``left`` and ``env`` are ours and ignored by
+others.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from anycable_tx.cable.messages import Position
+from anycable_tx.cable.replies import RequestEnv
 
 __all__ = ["MAX_PREVIOUS", "Doubt", "SessionRecord", "StreamRecord"]
 
@@ -56,7 +58,11 @@ class StreamRecord(NamedTuple):
 
 @dataclass
 class SessionRecord:
-    """A session at rest."""
+    """A session at rest.
+
+    ``unfinished``: identifiers that it is not subscribed to, though the backend may think so, with their state.
+    ``env``: its request, where the backend is told of the session's end when nobody is connected any more.
+    """
 
     identifiers: str
     subscriptions: dict[str, dict[str, StreamRecord]] = field(default_factory=dict)
@@ -64,6 +70,12 @@ class SessionRecord:
     istate: dict[str, dict[str, str]] = field(default_factory=dict)
     disconnectable: bool = False
     previous: tuple[str, ...] = ()
+    unfinished: dict[str, dict[str, str]] = field(default_factory=dict)
+    env: RequestEnv | None = None
+
+    def known(self) -> dict[str, dict[str, str]]:
+        """The identifiers that the backend may think it is subscribed to, with their state (RA-16, RA-18)."""
+        return {i: self.istate.get(i, {}) for i in self.subscriptions} | self.unfinished
 
     def encode(self) -> bytes:
         """The record as JSON; what is empty is left out."""
@@ -79,6 +91,10 @@ class SessionRecord:
             value["Disconnectable"] = True
         if self.previous:
             value["prev"] = list(self.previous)
+        if self.unfinished:
+            value["left"] = self.unfinished
+        if self.env is not None:
+            value["env"] = [self.env.url, self.env.headers]
         # A copy: orjson's own result keeps its whole buffer, and brokers keep records for long.
         return b"%b" % orjson.dumps(value)
 
@@ -94,13 +110,16 @@ class SessionRecord:
                 subscriptions[str(identifier)] = {
                     str(stream): StreamRecord.of(row) for stream, row in zip(streams, places, strict=True)
                 }
+            env = value.get("env")
             return cls(
                 str(value["ids"]),
                 subscriptions,
                 _strings(value.get("cstate")),
-                {str(i): _strings(state) for i, state in (value.get("istate") or {}).items()},
+                _states(value.get("istate")),
                 bool(value.get("Disconnectable")),
                 tuple(str(sid) for sid in value.get("prev", ()))[-MAX_PREVIOUS:],
+                _states(value.get("left")),
+                None if env is None else RequestEnv(str(env[0]), _strings(env[1])),
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return None
@@ -108,3 +127,7 @@ class SessionRecord:
 
 def _strings(value: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in (value or {}).items()}
+
+
+def _states(value: Any) -> dict[str, dict[str, str]]:
+    return {str(i): _strings(state) for i, state in (value or {}).items()}

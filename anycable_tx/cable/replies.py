@@ -43,13 +43,17 @@ class RequestEnv:
 
 @dataclass(slots=True, frozen=True)
 class SessionView:
-    """The part of a session that controllers see. ``cstate`` and ``istate`` are copies."""
+    """The part of a session that controllers see. ``cstate`` and ``istate`` are copies.
+
+    ``resumable``: when it ends it may still come back under another sid.
+    """
 
     sid: str
     identifiers: str
     env: RequestEnv | None
     cstate: dict[str, str] = field(default_factory=dict)
     istate: dict[str, str] = field(default_factory=dict)
+    resumable: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,7 +84,10 @@ class ConnectReply:
 
 @dataclass(slots=True)
 class Reply:
-    """The answer to ``subscribe``, ``unsubscribe`` and ``perform``. In state maps '' deletes the key."""
+    """The answer to ``subscribe``, ``unsubscribe`` and ``perform``. In state maps '' deletes the key.
+
+    ``reached``: False when the status is ERROR and the backend provably has not carried out what was asked.
+    """
 
     status: Status
     transmissions: list[bytes] = field(default_factory=list)
@@ -93,6 +100,7 @@ class Reply:
     disconnect: bool = False
     disconnect_interest: int = 0
     reason: str = ""
+    reached: bool = True
 
 
 @dataclass(slots=True, frozen=True)

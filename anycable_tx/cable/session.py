@@ -65,6 +65,9 @@ class Services(Protocol):
     def acted(self, session: Session, previous: str) -> None:
         """A resumed client sent its first command: the sid it came with is spent."""
 
+    def interested(self, interest: int) -> bool:
+        """Does a reply with this ``disconnect_interest`` mean that the session's end is to be reported?"""
+
 
 class State(IntEnum):
     """The life of a session. CLOSING: our close frame was written, and the connection is still there."""
@@ -120,12 +123,14 @@ class Session:
     """A connected client.
 
     ``extended``: it speaks the extended protocol. ``resumable``: its record is kept when it goes, so that it
-    can come back. ``previous``: the sids it had before, newest last.
+    can come back. ``previous``: the sids it had before, newest last. ``unfinished``: identifiers it is not subscribed
+    to, though the backend may think so, with their state.
     """
 
     __slots__ = (
         "_busy",
         "_came",
+        "_epilogue",
         "_queue",
         "cstate",
         "disconnectable",
@@ -140,6 +145,7 @@ class Session:
         "sid",
         "state",
         "subscriptions",
+        "unfinished",
     )
 
     def __init__(self, sid: str, outlet: Outlet, services: Services, *, extended: bool, resumable: bool) -> None:
@@ -157,6 +163,8 @@ class Session:
         self.disconnectable = False
         #: Resumed elsewhere: whatever this session had belongs to its heir.
         self.displaced = False
+        self.unfinished: dict[str, dict[str, str]] | None = None
+        self._epilogue: Callable[[], None] | None = None
         self._busy = True  # until admitted, commands wait
         self._queue: deque[Callable[[], Coroutine[Any, Any, None]]] | None = None
         #: The record it came back with, until the client acts.
@@ -236,10 +244,22 @@ class Session:
         if not queue or self.state is State.CLOSED:
             self._queue = None
             self._busy = False
+            epilogue, self._epilogue = self._epilogue, None
+            if epilogue is not None:
+                epilogue()
             return None
         if len(queue) == self.services.max_pending:
             self.outlet.resume()
         return queue.popleft()
+
+    @property
+    def busy(self) -> bool:
+        """Is a command under way?"""
+        return self._busy
+
+    def afterwards(self, epilogue: Callable[[], None]) -> None:
+        """The connection is gone: call *epilogue* when the command under way has ended."""
+        self._epilogue = epilogue
 
     def is_open(self) -> bool:
         """Authenticated, and the client can be written to."""
@@ -268,6 +288,7 @@ class Session:
         self.identifiers = record.identifiers
         self.cstate = record.cstate or None
         self.disconnectable = record.disconnectable
+        self.unfinished = record.unfinished or None
         self.previous = (*record.previous, previous)[-MAX_PREVIOUS:]
         self._came = record
 
@@ -288,7 +309,16 @@ class Session:
             self.env,
             dict(self.cstate or ()),
             subscription.state() if subscription else {},
+            self.resumable,
         )
+
+    def known(self) -> dict[str, dict[str, str]]:
+        """The identifiers that the backend may think it is subscribed to, with their state (RA-16, RA-18)."""
+        return {i: s.state() for i, s in self.subscriptions.items()} | (self.unfinished or {})
+
+    def leave_unfinished(self, identifier: str, state: dict[str, str]) -> None:
+        """The backend may think that the session is subscribed to *identifier*."""
+        self.unfinished = {**(self.unfinished or {}), identifier: state}
 
     def merge(self, changes: dict[str, str]) -> None:
         """Merge connection state; an empty value deletes the key."""
@@ -333,4 +363,5 @@ class Session:
             {i: state for i, s in self.subscriptions.items() if (state := s.state())},
             self.disconnectable,
             self.previous,
+            dict(self.unfinished or ()),
         )

@@ -44,6 +44,58 @@ class SessionConformance(BrokerTests):
         self.advance(4)
         assert self.run(broker.claim_session("a", "c")) is None
 
+    def test_the_end_of_a_released_session_is_told_once_when_its_time_is_over(self) -> None:
+        made = self.make()
+        self.run(made.broker.save_session("a", "user-1", b"record"))
+        self.advance(100)
+        assert self.run(made.broker.release_session("a", b"last")) is True
+        self.advance(28)
+        assert made.node.ended == []
+        self.advance(4)
+        assert made.node.ended == [("a", b"last")]
+        self.advance(60)
+        assert made.node.ended == [("a", b"last")]
+
+    def test_a_session_that_goes_on_in_its_heir_ends_with_the_heir(self) -> None:
+        made = self.make()
+        self.run(made.broker.save_session("a", "user-1", b"record"))
+        self.run(made.broker.release_session("a", b"last"))
+        self.run(made.broker.claim_session("a", "b"))
+        self.run(made.broker.save_session("b", "user-1", b"record of b", "a"))
+        self.advance(100)
+        assert made.node.ended == []
+        self.run(made.broker.release_session("b", b"last of b"))
+        self.advance(32)
+        assert made.node.ended == [("b", b"last of b")]
+
+    def test_a_session_whose_heir_came_to_nothing_ends_in_its_own_time(self) -> None:
+        made = self.make()
+        self.run(made.broker.save_session("a", "user-1", b"record"))
+        self.run(made.broker.release_session("a", b"last"))
+        self.run(made.broker.claim_session("a", "b"))
+        self.advance(32)
+        assert made.node.ended == [("a", b"last")]
+
+    def test_the_end_of_a_forgotten_session_is_told_to_nobody_and_it_is_not_released(self) -> None:
+        made = self.make()
+        self.run(made.broker.save_session("a", "user-1", b"record"))
+        self.run(made.broker.release_session("a", b"last"))
+        self.run(made.broker.forget_session("a"))
+        assert self.run(made.broker.release_session("a", b"last")) is False
+        assert self.run(made.broker.release_session("never saved", b"last")) is False
+        self.advance(100)
+        assert made.node.ended == []
+
+    def test_forgetting_all_sessions_of_some_identifiers_tells_the_end_of_those_that_are_not_connected(self) -> None:
+        made = self.make()
+        for sid, identifiers in (("a", "user-1"), ("b", "user-1"), ("c", "user-2")):
+            self.run(made.broker.save_session(sid, identifiers, b"record"))
+            if sid != "b":
+                self.run(made.broker.release_session(sid, b"last"))
+        assert self.run(made.broker.forget_sessions("user-1")) == 2
+        assert made.node.ended == [("a", b"last")]
+        assert self.run(made.broker.release_session("b", b"last")) is False
+
     @pytest.mark.statement("CP-104")
     def test_each_claim_names_the_heir_before_it(self) -> None:
         broker = self.make().broker

@@ -60,6 +60,7 @@ class RecordingNode:
         self.delivered: list[StreamMessage] = []
         self.executed: list[RemoteCommand] = []
         self.expired: list[tuple[str, str]] = []
+        self.ended: list[tuple[str, bytes]] = []
         self.bus: list[str] = []
 
     async def publish(self, publication: Publication) -> Receipt:
@@ -82,6 +83,10 @@ class RecordingNode:
     def presence_expired(self, stream: str, id: str) -> None:
         """Remember (*stream*, *id*) in ``expired``."""
         self.expired.append((stream, id))
+
+    def session_expired(self, sid: str, record: bytes) -> None:
+        """Remember (*sid*, *record*) in ``ended``."""
+        self.ended.append((sid, record))
 
     def bus_lost(self) -> None:
         """Remember ``lost`` in ``bus``."""

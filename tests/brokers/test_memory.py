@@ -347,3 +347,12 @@ def test_nothing_is_left_when_everybody_is_gone(made):
     assert (broker._sessions._alike, broker._presence._streams) == ({}, {})
     assert (len(broker._sessions._deadlines), len(broker._presence._deadlines)) == (0, 0)
     assert len(made.node.expired) == len(set(made.node.expired)) == 35
+
+
+def test_sessions_that_do_not_outlive_the_server_end_with_it(made):
+    for sid in "ab":
+        result_of(made.broker.save_session(sid, "user", b"record"))
+    result_of(made.broker.release_session("a", b"last"))
+    result_of(made.broker.give_up_sessions())
+    assert made.node.ended == [("a", b"last")]
+    assert result_of(made.broker.claim_session("a", "c")) is None

@@ -331,3 +331,16 @@ def test_no_byte_can_be_changed_unnoticed(path, data):
     content[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     assert boot(path).broker.epoch != epoch
+
+
+def test_a_session_whose_time_ended_while_the_server_was_away_is_told(path):
+    first = boot(path)
+    for sid in "ab":
+        result_of(first.broker.save_session(sid, "user", b"record"))
+    result_of(first.broker.release_session("a", b"last"))
+    first.clock.advance(10)
+    result_of(first.broker.give_up_sessions())
+    assert first.node.ended == []
+    result_of(first.broker.stop())
+    again = boot(path, at=45)
+    assert again.node.ended == [("a", b"last"), ("b", b"record")]

@@ -16,7 +16,15 @@ from anycable_tx.cable.admission import Arrival
 from anycable_tx.cable.commands import receive
 from anycable_tx.cable.messages import Publication, Receipt, RemoteCommand, StreamMessage
 from anycable_tx.cable.publications import decode
-from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView, Status
+from anycable_tx.cable.replies import (
+    ConnectReply,
+    Reply,
+    RequestEnv,
+    Restored,
+    RestoreReply,
+    SessionView,
+    Status,
+)
 from anycable_tx.config.load import defaults
 from anycable_tx.controllers.base import BaseController
 from anycable_tx.controllers.chain import Chain
@@ -233,6 +241,17 @@ class Backend(BaseController):
     async def disconnect(self, session: SessionView, subscriptions: dict[str, dict[str, str]]) -> None:
         await self._answer("disconnect", None, session, subscriptions)
 
+    async def restore(self, restored: Restored) -> RestoreReply | None:
+        reply: RestoreReply | None = await self._answer("restore", None, restored)
+        return reply
+
+    async def withdraw(self, sid: str) -> bool:
+        notified: bool = await self._answer("withdraw", False, sid)
+        return notified
+
+    def gone(self, sid: str) -> None:
+        self.calls.append(("gone", sid))
+
 
 def confirmed(identifier: str, *transmissions: bytes, streams: list[str] | None = None, **more: Any) -> Reply:
     """The reply that confirms *identifier*, with the streams its parameters name."""
@@ -331,7 +350,7 @@ class Client:
         frame = orjson.loads(payload)
         self.frames.append(frame)
         if frame.get("type") == "welcome":
-            self.sid = frame["sid"]
+            self.sid = frame.get("sid", "")
         elif "offset" in frame:
             self.positions[frame["stream_id"]] = {"epoch": frame["epoch"], "offset": frame["offset"]}
 

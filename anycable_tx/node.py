@@ -44,7 +44,7 @@ class Node(NodeStreams):
         self.sessions = Sessions()
         super().__init__(reactor, metrics, fanout, self.sessions)
         self.max_pending: int = settings["max_commands_pending"]
-        self._mode: str = settings["disconnect_mode"]
+        self._mode: str = settings.get("disconnect_mode", "auto")
         self._resumable: bool = False
         self._barrier: float = settings["history_barrier"]
         self._releasing = 0

@@ -60,6 +60,7 @@ class Caller:
         self._call_time: float | None = settings["rpc_command_timeout"] / 1000 or None
         self._repeats_messages: bool = settings["rpc_retry_messages"]
         self._stopping = False
+        self._given_up = False
         self._calls: set[Deferred[RpcReply]] = set()
         self._idle: Deferred[None] | None = None
 
@@ -112,7 +113,7 @@ class Caller:
 
     def cancel(self) -> None:
         """Take no more calls, and give up those there are."""
-        self._stopping = True
+        self._stopping = self._given_up = True
         self._idle = None
         for work in list(self._calls):
             work.cancel()
@@ -121,6 +122,8 @@ class Caller:
         try:
             await self._permits.acquire(sid, disconnect=method == "disconnect")
             try:
+                if self._given_up:  # it got the turn of a call that was cancelled just now
+                    raise CancelledError
                 reply = await self._attempts(method, request, sid, again)
             finally:
                 self._permits.release()

@@ -292,8 +292,8 @@ class Disconnector:
         again = entry.tries <= MAX_AGAIN and not self._draining
         if outcome == "sent":
             self._sent += 1
-        elif outcome == "failed" and (entry.withdrawn or any(entry.sid in line for line in self._lines)):
-            pass  # the session is back, or a later report of it waits
+        elif outcome == "failed" and (entry.withdrawn or self._has_later(entry.sid)):
+            pass  # the session is back, or a later report of it is on its way
         elif outcome == "failed" and again:
             self._put(self._failed, entry, AGAIN_AFTER)
             self._bound()
@@ -303,6 +303,9 @@ class Disconnector:
         for ended in waiting:
             ended.callback(None)
         self._pump()
+
+    def _has_later(self, sid: str) -> bool:
+        return any(sid in line for line in self._lines) or any(entry.sid == sid for entry in self._running)
 
     def _rest(self) -> None:
         """Wake up when the next entry may go; say so when there is none at all."""

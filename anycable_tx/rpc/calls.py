@@ -59,6 +59,8 @@ class Caller:
         self._attempt_time: float | None = settings["rpc_request_timeout"] / 1000 or None
         self._call_time: float | None = settings["rpc_command_timeout"] / 1000 or None
         self._repeats_messages: bool = settings["rpc_retry_messages"]
+        #: How often an attempt found no backend. Whoever answers after that may be another one.
+        self.outages = 0
         self._stopping = False
         self._given_up = False
         self._calls: set[Deferred[RpcReply]] = set()
@@ -161,6 +163,7 @@ class Caller:
             except CallFailed as e:
                 if e.reason is Code.EXHAUSTED:
                     self._limit.exhausted(self._permits.running)
+                self.outages += e.reason is Code.UNAVAILABLE
                 safe = again or e.reason is Code.EXHAUSTED or not e.delivered
                 delivered = e.delivered = e.delivered or delivered
                 if e.reason not in FIRST_DELAY or not safe:

@@ -31,11 +31,10 @@ def encode(method: str, request: Mapping[str, Any]) -> bytes:
     Strict backends refuse keys they do not know, so nothing may be added. Raises CallFailed if *request* holds
     what JSON cannot.
     """
-    body = {key: request[key] for key in REQUESTS[method] if request.get(key)}
     env = request.get("env") or {}
-    body["env"] = {key: env[key] for key in ENV if env.get(key)}
+    values = {**request, "env": {key: env[key] for key in ENV if env.get(key)}}
     try:
-        return orjson.dumps(body)
+        return orjson.dumps({key: values[key] for key in REQUESTS[method] if key == "env" or values.get(key)})
     except TypeError as e:
         raise CallFailed(Code.INVALID, f"the request cannot be written as JSON: {e}", delivered=False) from None
 

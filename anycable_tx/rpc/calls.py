@@ -63,7 +63,8 @@ class Caller:
         self.outages = 0
         self._stopping = False
         self._given_up = False
-        self._calls: set[Deferred[RpcReply]] = set()
+        #: In the order they came.
+        self._calls: dict[Deferred[RpcReply], None] = {}
         self._idle: Deferred[None] | None = None
 
     @property
@@ -85,11 +86,11 @@ class Caller:
             self._metrics.count("rpc_canceled_total")
             raise CallFailed(Code.CANCELED, "the server is stopping", delivered=False)
         work = Deferred.fromCoroutine(self._call(method, request, sid, again or self._repeats_messages))
-        self._calls.add(work)
+        self._calls[work] = None
         try:
             return await work
         finally:
-            self._calls.discard(work)
+            del self._calls[work]
             if self._idle is not None and not self._calls:
                 idle, self._idle = self._idle, None
                 idle.callback(None)

@@ -127,10 +127,9 @@ class Disconnector:
         only MAX_REPORTED are remembered; about any other, and about a session whose end was never queued here,
         the answer is False.
         """
-        entry = self._take(sid)
-        if entry is not None:
+        if self._take(sid) is not None:
             self._rest()
-        reported = sid in self._reported or (entry is not None and entry.tries > 0)
+        reported = sid in self._reported
         for running in [entry for entry in self._running if entry.sid == sid]:
             running.withdrawn = True
             ended: Deferred[None] = Deferred()

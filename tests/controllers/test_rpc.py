@@ -325,6 +325,8 @@ def test_only_the_end_of_a_resumable_session_is_held_and_can_be_withdrawn() -> N
     result_of(setup.rpc.disconnect(SessionView("plain", USER, ENV), {}))
     result_of(setup.rpc.disconnect(SessionView("back", USER, ENV, resumable=True), {}))
     result_of(setup.rpc.disconnect(SessionView("late", USER, ENV, resumable=True), {}))
+    spin(setup.clock, 9.9)
+    assert [sid for _, _, sid in setup.asked] == ["plain"]
     assert result_of(setup.rpc.withdraw("back")) is False
     spin(setup.clock, 10.1)
     assert [sid for _, _, sid in setup.asked] == ["plain", "late"]

@@ -116,6 +116,7 @@ class Disconnector:
         if resumable and self._hold and not self._draining:
             self._put(self._held, entry, self._hold)
         else:
+            self._take_pace()
             self._put(self._ready, entry)
         self._bound()
         self._pump()
@@ -229,13 +230,16 @@ class Disconnector:
     def _ripen(self) -> None:
         """Let those go whose time has come."""
         now = self._reactor.seconds()
-        if not self._ready:
-            # The rate applies from here on: a pause is not made up for.
-            self._next = max(self._next, now)
         for line in (self._held, self._failed):
             while line and next(iter(line.values())).due <= now:
+                self._take_pace()
                 sid, entry = line.popitem(last=False)
                 self._ready[sid] = entry
+
+    def _take_pace(self) -> None:
+        """Where nothing was ready the rate applies from here on: a pause is not made up for."""
+        if not self._ready:
+            self._next = max(self._next, self._reactor.seconds())
 
     def _is_free(self) -> bool:
         # At the end nobody else needs the backend.

@@ -157,6 +157,11 @@ class Disconnector:
                 idle: Deferred[None] = Deferred()
                 self._idle.append(idle)
                 await idle
+        except CANCELLED:
+            self._stopped = True
+            for call in list(self._calls):
+                call.cancel()
+            raise
         finally:
             self._stopped = True
             self._idle = []
@@ -164,8 +169,6 @@ class Disconnector:
                 entry = self._ready.popitem(last=False)[1]
                 self._bytes -= entry.size
                 self._drop(entry.sid, "stopped")
-            for call in list(self._calls):
-                call.cancel()
             self.log.info(
                 "told the backend of {sent} ended sessions, dropped {dropped}",
                 sent=self._sent,

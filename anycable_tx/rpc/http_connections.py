@@ -43,8 +43,7 @@ class Connections:
             timer.cancel()
             if connection.state == "QUIESCENT":
                 return connection
-        connection = await self._endpoint.connect(self._factory)  # type: ignore[assignment]
-        return connection
+        return await self._endpoint.connect(self._factory)  # type: ignore[return-value]
 
     def close(self) -> None:
         """Close the connections that nobody uses, and every other one when its answer was read."""

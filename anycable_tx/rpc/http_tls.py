@@ -35,12 +35,16 @@ def connection_creator(settings: Mapping[str, Any], host: str) -> IOpenSSLClient
 
     From *settings*: ``rpc_tls_root_ca`` (a file, or PEM text; '' for the system's authorities), and
     ``rpc_tls_verify``, which turns every check off (RA-9). Raises ConfigurationError for authorities that cannot
-    be read.
+    be read, and for a *host* no certificate can name.
     """
     if not settings["rpc_tls_verify"]:
         return _Unverified(host)
     given = settings["rpc_tls_root_ca"]
-    return ssl.optionsForClientTLS(host, trustRoot=_authorities(given) if given else ssl.platformTrust())
+    trust = _authorities(given) if given else ssl.platformTrust()
+    try:
+        return ssl.optionsForClientTLS(host, trustRoot=trust)
+    except UnicodeError as e:
+        raise ConfigurationError(f"rpc_host: no certificate can be for the name {host!r}: {e}") from None
 
 
 def _authorities(given: str) -> Any:

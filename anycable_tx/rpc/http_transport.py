@@ -41,6 +41,9 @@ __all__ = ["HttpTransport", "create"]
 #: Seconds for one attempt, and bytes of one answer, unless an option says otherwise.
 ATTEMPT_TIME = 3.0
 MAX_ANSWER = 4 * 1024 * 1024
+#: Seconds until the next address of the backend's name is tried beside the first. Twisted waits them out even if
+#: that was refused at once, as the IPv6 address of localhost often is.
+NEXT_ADDRESS = 0.02
 #: How much of an answer goes into the text of an error.
 EXCERPT = 200
 
@@ -84,9 +87,8 @@ class HttpTransport:
         self._stopped = False
         self._place = f"{url.scheme}://{url.netloc}"
         host = url.hostname or ""
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            reactor, host, url.port or (443 if url.scheme == "https" else 80)
-        )
+        port = url.port or (443 if url.scheme == "https" else 80)
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, attemptDelay=NEXT_ADDRESS)
         if url.scheme == "https":
             endpoint = Secured(endpoint, connection_creator(settings, host), reactor)
         size = settings["rpc_concurrency"] or settings["rpc_concurrency_max"]
@@ -175,7 +177,7 @@ class HttpTransport:
                 raise CallFailed(Code.UNAVAILABLE, "the server is stopping", delivered=post.begun) from None
             if _is_cancellation(e):
                 raise CancelledError() from None
-            code, reason = _explain(e)
+            code, reason = _explain(e, answering=post.begun)
             text = f"no answer from {self._place}: {reason}"
             raise CallFailed(code, text, delivered=post.begun) from None
         finally:
@@ -269,7 +271,7 @@ class _Body(Protocol):
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
-        self.complete: Deferred[bytes] = Deferred(lambda _: abort(connection))
+        self.complete: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
         self._size += len(data)
@@ -372,7 +374,7 @@ def _is_cancellation(error: BaseException) -> bool:
     return any(isinstance(cause, CancelledError | ConnectingCancelledError) for cause in _causes(error))
 
 
-def _explain(error: BaseException) -> tuple[Code, str]:
+def _explain(error: BaseException, *, answering: bool) -> tuple[Code, str]:
     """The code and the text of a failure to get an answer."""
     cause = _causes(error)[0]
     if isinstance(cause, VerificationError):
@@ -380,6 +382,6 @@ def _explain(error: BaseException) -> tuple[Code, str]:
     if isinstance(cause, SSL.Error):
         [*_, last] = cause.args[0] if cause.args and cause.args[0] else [("", "", "unknown reason")]
         return Code.UNAUTHENTICATED, f"TLS failed: {last[-1]}"
-    if isinstance(cause, ParseError | ValueError | KeyError):
+    if answering and isinstance(cause, ParseError | ValueError | KeyError):
         return Code.UNKNOWN, "what came is not HTTP"
     return Code.UNAVAILABLE, str(cause).rstrip(".") or type(cause).__name__

@@ -190,6 +190,8 @@ def test_the_method_is_joined_to_the_path_of_the_base(make, ask, serve, base: st
         "http://user:s3cr3t@localhost/",
         "http://user:s3cr3t@local host/",
         "http://localhost:port/?token=s3cr3t",
+        "https://my_service/",
+        "https://a..b/",
     ],
 )
 def test_an_address_that_cannot_be_used_stops_the_start_without_showing_secrets(reactor, url: str):
@@ -368,6 +370,23 @@ def test_a_name_without_an_address_delivered_nothing(make, fail, reactor, monkey
     monkeypatch.setattr(reactor.nameResolver, "_getaddrinfo", unknown)
     error = fail(make("http://backend.invalid/"))
     assert (error.reason, error.delivered) == (Code.UNAVAILABLE, False)
+
+
+def test_a_name_that_cannot_be_one_delivered_nothing(make, fail):
+    error = fail(make("http://a..b/"))
+    assert (error.reason, error.delivered) == (Code.UNAVAILABLE, False)
+    assert "invalid hostname" in str(error)
+
+
+def test_an_address_that_refuses_costs_little_time(make, ask, serve, reactor, monkeypatch: pytest.MonkeyPatch):
+    server = serve(answer())
+    port, dead = server.server_address[1], free_port()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in (dead, port)]
+    monkeypatch.setattr(reactor.nameResolver, "_getaddrinfo", lambda *_: found)
+    transport = make("http://backend.test/_anycable")
+    began = time.monotonic()
+    assert ask(transport).status == 1
+    assert time.monotonic() - began < 0.25
 
 
 @pytest.mark.statement("RA-22")

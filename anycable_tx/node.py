@@ -113,6 +113,8 @@ class Node(NodeStreams):
             session.lost()
             self.sessions.remove(session)
             self.controllers.gone(session.sid)
+            if session.busy:
+                self._see_to(self._idle(session))
             return
         record = self._record(session)
         session.lost()
@@ -134,12 +136,16 @@ class Node(NodeStreams):
         await self._attempt("cannot let presence expire", self.broker.release_presence(sid), sid=sid)
         kept = session.resumable and await self._keep(sid, record)
         if session.busy:
-            ended: Deferred[None] = Deferred()
-            session.afterwards(lambda: ended.callback(None))
-            await ended
+            await self._idle(session)
             kept = await self._add_what_was_done(session, record, kept=kept)
         if self._mode != "deferred" or not kept:
             await self._report_end(sid, record, session.env, resumable=kept)
+
+    async def _idle(self, session: Session) -> None:
+        """Done when the command under way has ended, which may have to be reported."""
+        ended: Deferred[None] = Deferred()
+        session.afterwards(lambda: ended.callback(None))
+        await ended
 
     async def _add_what_was_done(self, session: Session, record: SessionRecord, *, kept: bool) -> bool:
         """A command that was under way may have told the backend more than the record says (RA-16)."""

@@ -17,7 +17,7 @@ from anycable_tx.errors import ConfigurationError
 __all__ = ["derive"]
 
 #: Old names that beat their successor, and switches that an old name turns on.
-_STRONGER = frozenset({"http_broadcast_secret"})
+_STRONGER = frozenset({"http_broadcast_secret", "http_rpc_timeout"})
 _SWITCHES = {"turbo_rails_key": "turbo_streams", "cable_ready_key": "cable_ready"}
 
 #: The port of HTTP broadcasts that no key protects.

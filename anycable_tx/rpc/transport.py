@@ -40,8 +40,8 @@ class Code(Enum):
     QUEUE_FULL = "queue_full"
     #: The connection it was for has ended before it was made.
     CANCELED = "canceled"
-    #: Calls failed so often that no more are made for a while.
-    BREAKER = "breaker_open"
+    #: The backend is known to be out of reach: for a while no call is even tried.
+    BREAKER = "unreachable"
 
 
 class CallFailed(ControllerError):

@@ -273,6 +273,20 @@ def test_a_stop_waits_for_the_command_under_way() -> None:
     assert told(world) == [(client.sid, [CHAT])]
 
 
+@pytest.mark.statement("RA-27", "RA-16")
+def test_a_stop_waits_for_the_answer_about_who_is_being_let_in() -> None:
+    world = World("backend")
+    verdict = world.backend.slowly("authenticate")
+    client = world.connect()
+    client.cut()
+    ended = Deferred.fromCoroutine(world.node.released())
+    assert not ended.called
+    verdict.callback(ConnectReply(Status.SUCCESS, "u"))
+    world.advance(0.1)
+    assert ended.called
+    assert told(world) == [(client.session.sid, [])]
+
+
 # -- reports that are taken back
 
 

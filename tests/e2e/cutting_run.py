@@ -2,6 +2,8 @@
 
 ``python -m tests.e2e.cutting_run --clients 200 --seconds 60 --rate 100 --streams 20 [--restart]`` prints the report
 and exits with 1 when anything was lost, repeated, misordered, leaked or refused, or a client authenticated again.
+With ``--rpc=grpc`` or ``http`` a backend lets the clients in and decides about their channels, and is told of the end
+of sessions with ``disconnect_mode=deferred``: then each session must begin once and end once.
 """
 
 from __future__ import annotations
@@ -12,15 +14,21 @@ import random
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import IO
 
 from anycable_tx.testing.checker import EventLog, Report
 from anycable_tx.testing.client import CableClient
+from anycable_tx.testing.identifiers import identifier_of
 from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher, Server, server
+from anycable_tx.testing.rpc_app import Application
+from tests.e2e.rpc import IMPLEMENTATIONS, Backend
 
 _SETTLE = 20.0
+#: How long a session of a backend can be resumed, in seconds.
+_SESSIONS = 5
 
 
 @dataclass
@@ -34,6 +42,7 @@ class Plan:
     heard: int = 3
     cut_every: float = 2.0
     restart: bool = False
+    rpc: str = ""
     seed: int = 0
 
 
@@ -93,7 +102,11 @@ async def _clients(plan: Plan, url: str, log: EventLog) -> list[CableClient]:
         )  # fmt: skip
         await client.connect()
         for stream in chance.sample(range(plan.streams), min(plan.heard, plan.streams)):
-            await client.subscribe(stream=f"stream-{stream}")
+            name = f"stream-{stream}"
+            if plan.rpc:
+                await client.subscribe(identifier_of("Chat", room=name), streams=[name])
+            else:
+                await client.subscribe(stream=name)
         clients.append(client)
     return clients
 
@@ -136,18 +149,43 @@ def run(plan: Plan, file: IO[str] | None = None) -> Report:
     Raises ProcessFailed if the server fails.
     """
     log = EventLog(file)
-    options = ("--presets=broker", "--public", "--broker_snapshot=snapshot", "--history_limit=5000")
-    with server(*options) as target, ProxyProcess(target.port) as proxy:
+    app = Application()
+    backend = Backend(plan.rpc, app) if plan.rpc else None
+    access: tuple[str, ...] = ("--public",)
+    if backend is not None:
+        access = (
+            *backend.options,
+            "--disconnect_mode=deferred",
+            f"--sessions_ttl={_SESSIONS}",
+            "--disconnect_rate=1000",
+        )
+    options = ("--presets=broker", "--broker_snapshot=snapshot", "--history_limit=5000", *access)
+    with backend or nullcontext(), server(*options) as target, ProxyProcess(target.port) as proxy:
         superseded = asyncio.run(_drive(plan, target, proxy, log))
+        if backend is not None:
+            time.sleep(_SESSIONS + 3)
     report = log.check()
     report.counts["superseded_connections"] = superseded
+    if backend is not None:
+        _pair(app, report)
     return report
+
+
+def _pair(app: Application, report: Report) -> None:
+    """Count the beginnings and ends that the backend heard of, and the sessions that do not have one of each."""
+    begun = Counter(sid for method, _, sid in list(app.asked) if method == "connect")
+    ended = Counter(request["identifiers"] for request in app.of("disconnect"))
+    users = {app.connect({}, sid)["identifiers"]: n for sid, n in begun.items()}
+    report.counts["connects"], report.counts["disconnects"] = begun.total(), ended.total()
+    report.counts["unpaired_sessions"] = sum(
+        users.get(user, 0) != 1 or ended[user] != 1 for user in users.keys() | ended.keys()
+    )
 
 
 def clean(report: Report) -> bool:
     """No finding, and every connection resumed its session without a refusal and without a left-over."""
-    unwanted = ("fresh_authentications", "refusals", "superseded_connections")
-    return report.ok and not any(report.counts[name] for name in unwanted)
+    unwanted = ("fresh_authentications", "refusals", "superseded_connections", "unpaired_sessions")
+    return report.ok and not any(report.counts.get(name, 0) for name in unwanted)
 
 
 def main() -> int:
@@ -160,11 +198,14 @@ def main() -> int:
     for name in ("seconds", "rate", "cut_every"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Plan, name))
     parser.add_argument("--restart", action="store_true", help="restart the server in the middle, from its snapshot")
+    parser.add_argument("--rpc", default="", choices=IMPLEMENTATIONS, help="let a backend decide, called like this")
     parser.add_argument("--log", type=argparse.FileType("w"), help="write the events there, for the checker")
     options = vars(parser.parse_args())
     report = run(file=options.pop("log"), plan=Plan(**options))
     print(report)
-    print(f"{'superseded_connections':<22} {report.counts['superseded_connections']}")
+    for name in ("superseded_connections", "connects", "disconnects", "unpaired_sessions"):
+        if name in report.counts:
+            print(f"{name:<22} {report.counts[name]}")
     return 0 if clean(report) else 1
 
 

@@ -31,9 +31,9 @@ async function openCore({ client, url, protocol, reconnect, token, fresh, option
   await (fresh ? connected.catch(() => {}) : connected)
 }
 
-function subscribeCore({ client, stream }) {
+function subscribeCore({ client, stream, channel: name }) {
   const { cable, channels } = clients[client]
-  const channel = cable.streamFrom(stream)
+  const channel = name ? cable.subscribeTo(name, { room: stream }) : cable.streamFrom(stream)
   const about = { client, identifier: channel.identifier, stream }
   channels[stream] = channel
   channel.on('connect', ({ restored }) => say({ event: restored ? 'kept' : 'subscribed', ...about }))
@@ -58,9 +58,9 @@ async function openRails({ client, url }) {
   clients[client] = { consumer, channels: {} }
 }
 
-function subscribeRails({ client, stream }) {
+function subscribeRails({ client, stream, channel: name }) {
   const { consumer, channels } = clients[client]
-  const params = { channel: '$pubsub', stream_name: stream }
+  const params = name ? { channel: name, room: stream } : { channel: '$pubsub', stream_name: stream }
   const about = { client, identifier: JSON.stringify(params), stream }
   return new Promise((resolve, reject) => {
     channels[stream] = consumer.subscriptions.create(params, {
@@ -88,6 +88,9 @@ const orders = {
   unsubscribe({ client, stream }) {
     const channel = clients[client].channels[stream]
     return channel.unsubscribe ? channel.unsubscribe() && undefined : channel.disconnect()
+  },
+  perform: ({ client, stream, action, data }) => {
+    clients[client].channels[stream].perform(action, data)
   },
   whisper: ({ client, stream, data }) => clients[client].channels[stream].whisper(data),
   join: ({ client, stream, id, info }) => clients[client].channels[stream].presence.join(id, info),

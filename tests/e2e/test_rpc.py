@@ -1,0 +1,170 @@
+"""A real server, a real backend over gRPC and HTTP, and the official clients."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from anycable_tx.testing.processes import ProxyProcess, Server, server
+from anycable_tx.testing.rpc_app import Application, confirmation
+from tests.e2e.node import Node
+from tests.e2e.rpc import IMPLEMENTATIONS, Backend
+
+pytestmark = pytest.mark.e2e
+
+ROOM = '{"channel":"ChatChannel","room":"a"}'
+RESUMABLE = ("--presets=broker", "--history_limit=1000", "--log_level=debug")
+
+
+class Chat(Application):
+    """A channel with everything: state, whispers, presence, streams that come and go, and a way to be thrown out."""
+
+    def command(self, request: dict[str, Any], sid: str) -> dict[str, Any] | None:
+        identifier = request["identifier"]
+        if request["command"] != "message":
+            reply = super().command(request, sid)
+            assert reply is not None
+            if request["command"] == "subscribe":
+                if json.loads(identifier)["room"] == "forbidden":
+                    frame = confirmation(identifier, "reject_subscription")
+                    return {"status": 2, "stop_streams": True, "streams": ["forbidden"], "transmissions": [frame]}
+                reply["env"] = {"istate": {"$w": "whispers", "$p": json.loads(identifier)["room"], "seen": "0"}, "cstate": {"n": "1"}}
+            return reply
+        data = json.loads(request["data"])
+        answer: dict[str, Any] = {"status": 1}
+        if data["action"] == "count":
+            seen = int(request["env"]["istate"]["seen"]) + 1
+            message = {"id": f"count-{seen}", "sid": sid}
+            answer["env"] = {"istate": {"seen": str(seen)}}
+            answer["transmissions"] = [json.dumps({"identifier": identifier, "message": message})]
+        elif data["action"] == "follow":
+            answer["streams"] = [data["stream"]]
+        elif data["action"] == "leave":
+            answer["disconnect"] = True
+        elif data["action"] == "fail":
+            raise ValueError("deliberately")
+        elif data["action"] == "enter":
+            answer["presence"] = {"type": "join", "id": "me", "info": '{"name":"Me"}'}
+        return answer
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with Backend(request.param, Chat()) as running:
+        yield running
+
+
+@pytest.fixture
+def cable(backend: Backend) -> Iterator[Server]:
+    with server(*backend.options, *RESUMABLE) as running:
+        yield running
+
+
+def until(condition: Callable[[], Any], within: float = 10.0) -> Any:
+    """What *condition* says once that is something."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.mark.statement("CP-17", "CP-18", "CP-36", "CP-43")
+@pytest.mark.parametrize("library", ["core", "rails"])
+def test_an_official_client_connects_subscribes_performs_and_is_reported(
+    node: Node, cable: Server, backend: Backend, library: str
+) -> None:
+    node.open("ann", f"{cable.url}?token=1", library=library)
+    node.do("subscribe", client="ann", stream="a", channel="ChatChannel")
+    for _ in range(3):
+        node.do("perform", client="ann", stream="a", action="count", data={})
+    node.wait_for(3, event="received", client="ann")
+    assert [m["id"] for m in node.messages("ann", "a")] == ["count-1", "count-2", "count-3"]
+    with cable.publisher() as publisher:
+        node.do("perform", client="ann", stream="a", action="follow", data={"stream": "other"})
+        until(lambda: len(backend.app.of("command")) == 5)
+        publisher.publish("a", id="to the room")
+        publisher.publish("other", id="to the other")
+    node.wait_for(5, event="received", client="ann")
+    received = [event["message"]["id"] for event in node.find(event="received")]
+    assert set(received[3:]) == {"to the room", "to the other"}
+    node.do("close", client="ann")
+    [goodbye] = until(lambda: backend.app.of("disconnect"))
+    [(_, hello, sid)] = [asked for asked in backend.app.asked if asked[0] == "connect"]
+    assert hello["env"]["url"].endswith("/cable?token=1")
+    assert hello["env"]["headers"]["REMOTE_ADDR"] == "127.0.0.1"
+    assert goodbye["subscriptions"] == [json.dumps(json.loads(ROOM), separators=(",", ":"))]
+    assert goodbye["identifiers"] == json.dumps({"user": sid})
+    assert goodbye["env"]["cstate"] == {"n": "1"}
+    assert json.loads(goodbye["env"]["istate"][goodbye["subscriptions"][0]])["seen"] == "3"
+
+
+@pytest.mark.statement("RA-3", "CP-37")
+def test_a_refused_client_hears_nothing_of_the_stream(node: Node, cable: Server) -> None:
+    node.open("ann", cable.url)
+    with pytest.raises(AssertionError, match=r"[Rr]eject"):
+        node.do("subscribe", client="ann", stream="forbidden", channel="ChatChannel")
+    node.do("subscribe", client="ann", stream="a", channel="ChatChannel")
+    with cable.publisher() as publisher:
+        publisher.publish("forbidden", id="secret")
+        publisher.publish("a", id="public")
+    node.wait_for(event="received", client="ann")
+    assert [e["message"]["id"] for e in node.find(event="received")] == ["public"]
+
+
+@pytest.mark.statement("CP-45")
+def test_whispers_and_presence_are_the_backends_to_grant(node: Node, cable: Server) -> None:
+    for client in ("ann", "bob"):
+        node.open(client, cable.url)
+        node.do("subscribe", client=client, stream="a", channel="ChatChannel")
+    node.do("perform", client="ann", stream="a", action="enter", data={})
+    until(lambda: node.do("present", client="bob", stream="a") == {"me": {"name": "Me"}})
+
+
+def test_a_failing_action_and_a_closing_one(node: Node, cable: Server, backend: Backend) -> None:
+    node.open("ann", cable.url, reconnect=100)
+    node.do("subscribe", client="ann", stream="a", channel="ChatChannel")
+    node.do("perform", client="ann", stream="a", action="fail", data={})
+    node.do("perform", client="ann", stream="a", action="count", data={})
+    node.wait_for(event="received", client="ann")
+    until(lambda: "command call failed: error: deliberately" in cable.log)
+    node.do("perform", client="ann", stream="a", action="leave", data={})
+    assert [e["restored"] for e in node.wait_for(2, event="connected")] == [False, True]
+
+
+@pytest.mark.statement("CP-96", "CP-105")
+def test_a_session_that_resumes_keeps_its_state_and_is_reported_once(node: Node, backend: Backend) -> None:
+    options = (*backend.options, *RESUMABLE, "--disconnect_mode=deferred", "--sessions_ttl=3")
+    with server(*options) as cable, ProxyProcess(cable.port) as proxy:
+        node.open("ann", proxy.url(), reconnect=100)
+        node.do("subscribe", client="ann", stream="a", channel="ChatChannel")
+        for n in range(1, 4):
+            node.do("perform", client="ann", stream="a", action="count", data={})
+            node.wait_for(n, event="received", client="ann")
+            proxy.do("cut")
+            node.wait_for(n + 1, event="connected")
+        assert [m["id"] for m in node.messages("ann", "a")] == ["count-1", "count-2", "count-3"]
+        assert len(backend.app.of("connect")) == 1
+        time.sleep(4)
+        assert backend.app.of("disconnect") == []
+        node.do("close", client="ann")
+        until(lambda: backend.app.of("disconnect"))
+        time.sleep(1)
+        assert len(backend.app.of("disconnect")) == 1
+
+
+def test_a_backend_that_is_away_is_not_ready_and_clients_come_back_by_themselves(
+    node: Node, backend: Backend
+) -> None:
+    with server(*backend.options, *RESUMABLE) as cable:
+        backend.stop()
+        with pytest.raises(AssertionError):
+            node.open("ann", cable.url, within=5)
+        until(lambda: "connect call failed: un" in cable.log)
+        backend.start()
+        until(lambda: node.find(event="connected", client="ann"), within=20)
+        node.do("subscribe", client="ann", stream="a", channel="ChatChannel")

@@ -89,8 +89,12 @@ class Tunnel:
         finally:
             for task in self._leading:
                 task.cancel()
-            self._socket.close()
-            self._directory.cleanup()
+            self.close()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._socket.close()
+        self._directory.cleanup()
 
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -75,6 +75,8 @@ class GrpcTransport:
         self._stopped = True
         if self._hosts is not None:
             await Deferred.fromFuture(asyncio.ensure_future(self._hosts.close()))
+        for tunnel in self._tunnels:
+            tunnel.close()
 
     async def call(self, method: str, request: dict[str, Any], sid: str, within: float | None) -> RpcReply:
         """One attempt; see ``Transport``.

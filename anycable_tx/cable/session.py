@@ -232,6 +232,8 @@ class Session:
             while job is not None:
                 await job()
                 job = self._next()
+        except GeneratorExit:  # the whole session was forgotten
+            raise
         except BaseException:
             job = self._next()
             if job is not None:

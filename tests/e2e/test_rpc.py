@@ -32,7 +32,8 @@ class Chat(Application):
                 if json.loads(identifier)["room"] == "forbidden":
                     frame = confirmation(identifier, "reject_subscription")
                     return {"status": 2, "stop_streams": True, "streams": ["forbidden"], "transmissions": [frame]}
-                reply["env"] = {"istate": {"$w": "whispers", "$p": json.loads(identifier)["room"], "seen": "0"}, "cstate": {"n": "1"}}
+                room = json.loads(identifier)["room"]
+                reply["env"] = {"istate": {"$w": room, "$p": room, "seen": "0"}, "cstate": {"n": "1"}}
             return reply
         data = json.loads(request["data"])
         answer: dict[str, Any] = {"status": 1}

@@ -89,7 +89,7 @@ class Redis(Protocol):
         """Run *script* (EVALSHA, or EVAL once where it is not known)."""
 
     def generation(self, key: str) -> str:
-        """The ``run_id`` of the master that serves *key*, as read when it was connected to; '' while there is none."""
+        """The ``run_id`` of the master that serves *key*, as read on connecting; '' while there is none."""
 
     def now(self) -> float:
         """The server's Unix time in seconds, estimated; never goes back."""

@@ -33,9 +33,8 @@ class GrpcApp:
             for name, method in METHODS.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        address = f"127.0.0.1:{port}"
-        add = self._server.add_insecure_port
-        self.port: int = self._server.add_secure_port(address, credentials) if credentials else add(address)
+        credentials = credentials or grpc.insecure_server_credentials()
+        self.port: int = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
 
     def _handler(self, name: str, method: Method) -> Callable[[Any, Any], Any]:
         def handle(request: Any, context: Any) -> Any:

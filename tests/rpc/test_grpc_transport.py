@@ -238,7 +238,9 @@ class TestSizes:
         with backend(lambda path, request, context: b"", ("grpc.max_receive_message_length", 1024)) as port:
             async with client(port) as it:
                 failed = await it.failure(env={"url": "x" * 1100})
-        assert (failed.reason, failed.delivered) == (Code.TOO_LARGE, False)
+        assert failed.reason is Code.TOO_LARGE
+        # Older versions of gRPC do not tell whose limit it was.
+        assert failed.delivered is ("SERVER:" not in str(failed))
 
 
 class TestConnections:

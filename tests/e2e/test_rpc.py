@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from anycable_tx.testing.client import CableClient, Disconnected
 from anycable_tx.testing.processes import ProxyProcess, Server, server
 from anycable_tx.testing.rpc_app import Application, confirmation
 from tests.e2e.node import Node
@@ -169,3 +173,43 @@ def test_a_backend_that_is_away_is_not_ready_and_clients_come_back_by_themselves
         backend.start()
         until(lambda: node.find(event="connected", client="ann"), within=20)
         node.do("subscribe", client="ann", stream="a", channel="ChatChannel")
+
+
+@pytest.mark.statement("RA-41")
+def test_a_node_whose_backend_is_away_is_not_ready(backend: Backend, cable: Server) -> None:
+    def ready() -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", cable.port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    async def try_to_connect() -> None:
+        for _ in range(15):
+            with suppress(Disconnected):
+                await CableClient(cable.url).connect()
+
+    assert ready() == (200, "ready\n")
+    backend.stop()
+    asyncio.run(try_to_connect())
+    status, reason = ready()
+    assert status == 503
+    assert "backend" in reason or "calls to" in reason
+    backend.start()
+    until(lambda: ready()[0] == 200, within=15)
+
+
+@pytest.mark.statement("CO-44", "RA-40")
+def test_a_stop_reports_the_end_of_every_session(backend: Backend) -> None:
+    async def connect(cable: Server) -> None:
+        for _ in range(50):
+            await CableClient(cable.url).connect()
+        await asyncio.to_thread(cable.stop)
+
+    with server(*backend.options, "--disconnect_rate=5") as cable:
+        asyncio.run(connect(cable))
+        log = cable.log
+    assert len(backend.app.of("connect")) == len(backend.app.of("disconnect")) == 50
+    assert "ended sessions, dropped 0" in log

@@ -174,8 +174,20 @@ class Attachment:
             return place
         return Position(place.epoch, min(self.base, place.offset))
 
-    def answered(self, history: History | None) -> None:
-        """The answer *history* went out (None: it was refused and the client told)."""
+    def _spared(self, here: Position, ask: HistoryAsk) -> Position:
+        """Where a resumed client goes on whose request was refused: *here*, or what it says it was sent already.
+
+        A node that the bus has left behind must not send that again (P2).
+        """
+        named = None if ask.streams is None else ask.streams.get(self.stream.name)
+        assert self.barrier is not None
+        cursor = self.barrier.cursor
+        if named is None or not named.epoch == here.epoch == cursor.epoch:
+            return here
+        return max(here, min(named, cursor))
+
+    def answered(self, ask: HistoryAsk, history: History | None) -> None:
+        """The answer *history* to *ask* went out (None: it was refused and the client told)."""
         barrier = self.barrier
         assert barrier is not None
         doubt = self.doubt
@@ -184,7 +196,7 @@ class Attachment:
         if history is None:
             here = self.stream.position.position
             if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
-                barrier.cursor = here
+                barrier.cursor = self._spared(here, ask)
             if self.base == AWAITED:
                 self.base = UNKNOWN
             if barrier.restored and doubt is not None:

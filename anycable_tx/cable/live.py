@@ -147,7 +147,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
         services.metrics.count("history_rejects_total", reason=e.reason)
         if session.is_open():
             for attachment in attachments:
-                attachment.answered(None)
+                attachment.answered(ask, None)
             session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         return
     for attachment, history in found:
@@ -157,7 +157,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     if not session.is_open():
         return
     for attachment, history in found:
-        attachment.answered(history)
+        attachment.answered(ask, history)
     services.metrics.count("history_confirms_total")
     session.send(codec.history_frame(codec.CONFIRM_HISTORY, subscription.json))
 

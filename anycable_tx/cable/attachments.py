@@ -38,10 +38,11 @@ class Barrier:
     because the client did not ask in time: what follows was sent, all of it. ``behind``: the cursor is a proof
     that nothing later was ever sent, so it beats a higher position that the client learned through another
     identifier (D-15). ``doubt``: what the client's position does not prove, because an earlier connection went
-    live unasked. ``touched``: something was sent since the barrier went up.
+    live unasked. ``told``: this one did so too, and was told then that something is missing: who has what came
+    behind that knows. ``touched``: something was sent since the barrier went up.
     """
 
-    __slots__ = ("behind", "cursor", "doubt", "opened_from", "restored", "touched", "waiting")
+    __slots__ = ("behind", "cursor", "doubt", "opened_from", "restored", "told", "touched", "waiting")
 
     def __init__(
         self, cursor: Position, *, restored: bool = False, behind: bool = False, doubt: Doubt | None = None
@@ -50,6 +51,7 @@ class Barrier:
         self.restored = restored
         self.behind = behind
         self.doubt = doubt
+        self.told = False
         self.touched = False
         self.opened_from: Position | None = None
         self.waiting: list[StreamMessage] = []
@@ -61,9 +63,16 @@ class Barrier:
             self.cursor = Position(message.epoch, message.offset)
 
     def skipped(self) -> None:
-        """What lies before the cursor could not be had."""
-        if self.opened_from is not None:
-            self.opened_from = self.cursor
+        """What lies before the cursor could not be had, and the client is told so before it is sent more."""
+        opened = self.opened_from
+        if opened is None:
+            return
+        if not self.told:
+            self.doubt = Doubt(
+                min(opened.offset, self.doubt.after) if self.doubt else opened.offset, self.cursor.offset
+            )
+            self.told = True
+        self.opened_from = self.cursor
 
     def wait(self, message: StreamMessage) -> int:
         """Keep a transient message until the barrier opens; answers how many older ones had to go for it."""
@@ -117,7 +126,7 @@ class Attachment:
     def doubt(self) -> Doubt | None:
         """What a position that the client names when it resumes will not prove."""
         barrier = self.barrier
-        if barrier is None or not barrier.restored or barrier.opened_from is None:
+        if barrier is None or not barrier.restored or barrier.opened_from is None or barrier.told:
             return None if barrier is None else barrier.doubt
         after = barrier.opened_from.offset
         return Doubt(after if barrier.doubt is None else min(after, barrier.doubt.after))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from anycable_tx.cable import live
+from anycable_tx.errors import BrokerUnavailable
 from tests.cable.support import A, Client, World
+
+DOWN = BrokerUnavailable("down")
 
 
 def went_live_unasked(client: Client) -> Client:
@@ -40,3 +44,46 @@ def test_a_position_in_the_future_does_not_hide_what_comes_after_a_refusal():
     again.ask(A, 1000)
     world.publish("a")
     assert again.heard() == ["welcome", "reject_history", 1]
+
+
+def test_a_client_that_was_told_unasked_proves_with_its_position_that_it_read_so():
+    world = World(history_limit=2)
+    client = went_live_unasked(world.subscribed(A))
+    client.cut()
+    world.publish("a", count=5)
+    again = client.again()
+    world.advance(2.2)
+    world.publish("a")
+    assert again.heard() == ["welcome", "reject_history", 7]
+    again.cut()
+    world.publish("a")
+    back = again.again()
+    back.catch_up(A)
+    assert back.heard() == ["welcome", 8, "confirm_history"]
+
+
+def test_a_client_that_did_not_read_that_it_was_told_unasked_is_refused(monkeypatch):
+    """3 and 4 were lost on the way; what follows them proves nothing, for the refusal came behind it."""
+    monkeypatch.setattr(live, "REPLAY_PART", 1)
+    world = World(history_limit=1000)
+    client = world.subscribed(A)
+    world.publish("a", count=2)
+    client.take()
+    known = dict(client.positions)
+    world.publish("a", count=2)
+    client.take()
+    client.cut()
+    world.publish("a", count=2)
+    again = client.again()
+    world.broker.slow = {"history"}
+    world.advance(2.2)
+    world.publish("a", count=101)
+    world.broker.slow, world.broker.failing = set(), {"history": DOWN}
+    world.broker.answer_all()
+    assert again.heard() == ["welcome", 5, 6, "reject_history"]
+    again.positions = {"a": {**known["a"], "offset": 6}}
+    world.broker.failing = {}
+    again.cut()
+    back = again.again()
+    back.catch_up(A)
+    assert back.heard() == ["welcome", "reject_history"]

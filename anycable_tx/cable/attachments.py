@@ -173,7 +173,8 @@ class Attachment:
             return HistoryRequest(position)
         # The barrier opened by itself: everything after that place was sent, in order, on this connection.
         if position.epoch == opened.epoch and position.offset >= opened.offset:
-            return HistoryRequest(barrier.cursor)
+            here = barrier.cursor  # this node may lag behind the one that the client comes from
+            return HistoryRequest(max(here, position) if here.epoch == position.epoch else here)
         raise HistoryRefused("behind")
 
     def _start(self, barrier: Barrier) -> Position:

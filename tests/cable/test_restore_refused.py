@@ -87,3 +87,21 @@ def test_a_client_that_did_not_read_that_it_was_told_unasked_is_refused(monkeypa
     back = again.again()
     back.catch_up(A)
     assert back.heard() == ["welcome", "reject_history"]
+
+
+def test_a_late_question_to_a_node_that_lags_is_answered_from_the_clients_position():
+    """The node that lags resumes from an old record, for it does not hear from the one that has a newer."""
+    world = World(nodes=2)
+    world.subscribed(A)
+    client = world.subscribed(A)
+    client.cut()
+    world.buses[0].holding = True
+    world.publish("a")
+    middle = client.again(node=1)
+    middle.catch_up(A)
+    assert middle.heard() == ["welcome", 1, "confirm_history"]
+    again = middle.again()
+    world.advance(2.2)
+    world.publish("a")
+    again.catch_up(A)
+    assert again.heard() == ["welcome", 2, "confirm_history"]

@@ -184,6 +184,16 @@ class Attachment:
             return place
         return Position(place.epoch, min(self.base, place.offset))
 
+    def is_passed_over(self, history: History) -> bool:
+        """Does the answer to a ``since`` begin behind something that this subscription is owed all the same?
+
+        The bus may not have brought yet what is older than the client's ``since``, or the answer came so late that
+        a ``since`` in the future meant later than the subscription.
+        """
+        first, cursor = next(iter(history.messages), None), self.cursor
+        start = history.top.offset if first is None else first.prev or first.offset - 1
+        return history.top.epoch == cursor.epoch and start > cursor.offset
+
     def _spared(self, here: Position, ask: HistoryAsk) -> Position:
         """Where a resumed client goes on whose request was refused: *here*, or what it says it was sent already.
 

@@ -142,7 +142,10 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
         for attachment in attachments:
             request = attachment.request(ask)
             if request is not None:
-                found.append((attachment, await services.history(attachment.stream, request)))
+                history = await services.history(attachment.stream, request)
+                if request.position is None and attachment.is_passed_over(history):
+                    history = await services.history(attachment.stream, HistoryRequest(attachment.cursor))
+                found.append((attachment, history))
     except HistoryRefused as e:
         services.metrics.count("history_rejects_total", reason=e.reason)
         if session.is_open():

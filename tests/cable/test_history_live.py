@@ -251,3 +251,32 @@ def test_any_order_of_answers_and_messages(seed):
         client.take()
         assert [f["type"] for f in client.frames if "offset" not in f] == ["welcome", "confirm_subscription", CONFIRM]
         assert offsets(client) == list(range(1, last + 1))
+
+
+@pytest.mark.statement("CP-77")
+def test_a_time_does_not_pass_over_what_the_bus_has_not_brought_yet():
+    """What is older than the time that is asked for is owed to a live subscription all the same."""
+    world = World(bus=True)
+    client = world.subscribed(A)
+    world.bus.holding = True
+    world.publish("a")
+    world.advance(5)
+    world.publish("a")
+    client.ask(A, since=world.now)
+    world.bus.release()
+    world.publish("a")
+    assert client.heard() == [1, 2, CONFIRM, 3]
+
+
+@pytest.mark.statement("CP-77")
+def test_a_late_answer_to_a_time_in_the_future_passes_over_nothing():
+    world = World(history_since_slack=0)
+    world.broker.asking = True
+    world.broker.slow = {"history"}
+    client = world.connect()
+    client.subscribe(A, history={"since": world.now + 60})
+    world.publish("a")
+    world.advance(5)
+    world.broker.slow = set()
+    world.broker.answer_all()
+    assert client.heard() == ["welcome", "confirm_subscription", 1, CONFIRM]

@@ -194,40 +194,41 @@ class Attachment:
         start = history.top.offset if first is None else first.prev or first.offset - 1
         return history.top.epoch == cursor.epoch and start > cursor.offset
 
-    def _spared(self, here: Position, ask: HistoryAsk) -> Position:
-        """Where a resumed client goes on whose request was refused: *here*, or what it says it was sent already.
-
-        A node that the bus has left behind must not send that again (P2).
-        """
+    def ahead(self, ask: HistoryAsk) -> Position | None:
+        """What *ask* says the client has, if this node has not got there yet."""
         named = None if ask.streams is None else ask.streams.get(self.stream.name)
-        assert self.barrier is not None
-        cursor = self.barrier.cursor
-        if named is None or not named.epoch == here.epoch == cursor.epoch:
-            return here
-        return max(here, min(named, cursor))
+        here = self.stream.position.position
+        return named if named is not None and named.epoch == here.epoch and named > here else None
 
-    def answered(self, ask: HistoryAsk, history: History | None) -> None:
-        """The answer *history* to *ask* went out (None: it was refused and the client told)."""
+    def refused(self, has: Position | None) -> None:
+        """The client was told that its request is refused. *has*: it certainly has what leads to there (P2)."""
         barrier = self.barrier
         assert barrier is not None
         doubt = self.doubt
+        here = self.stream.position.position
+        if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
+            barrier.cursor = here
+        if has is not None and has.epoch == barrier.cursor.epoch:
+            barrier.cursor = max(barrier.cursor, has)
+        if self.base == AWAITED:
+            self.base = UNKNOWN
+        if barrier.restored:
+            barrier.doubt = None if doubt is None else Doubt(doubt.after, barrier.cursor.offset)
+        barrier.restored = barrier.behind = False
+        barrier.opened_from = None
+
+    def answered(self, history: History) -> None:
+        """The answer *history* went out."""
+        barrier = self.barrier
+        assert barrier is not None
+        top = history.top
+        barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
+        start = history.messages[0].offset - 1 if history.messages else top.offset
+        if self.base == AWAITED or (self.base == UNKNOWN and barrier.restored):
+            self.base = start
+        else:
+            self.base = min(start, self.base)
         if barrier.restored:
             barrier.doubt = None
-        if history is None:
-            here = self.stream.position.position
-            if (barrier.restored and barrier.opened_from is None) or barrier.cursor.epoch != here.epoch:
-                barrier.cursor = self._spared(here, ask)
-            if self.base == AWAITED:
-                self.base = UNKNOWN
-            if barrier.restored and doubt is not None:
-                barrier.doubt = Doubt(doubt.after, barrier.cursor.offset)
-        else:
-            top = history.top
-            barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
-            start = history.messages[0].offset - 1 if history.messages else top.offset
-            if self.base == AWAITED or (self.base == UNKNOWN and barrier.restored):
-                self.base = start
-            else:
-                self.base = min(start, self.base)
         barrier.restored = barrier.behind = False
         barrier.opened_from = None

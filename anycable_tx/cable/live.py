@@ -7,7 +7,7 @@ from anycable_tx.cable.attachments import Attachment, Barrier
 from anycable_tx.cable.codec import HistoryAsk
 from anycable_tx.cable.messages import HistoryRequest, Position, StreamMessage
 from anycable_tx.cable.session import Session, Subscription
-from anycable_tx.errors import HistoryRefused
+from anycable_tx.errors import BrokerUnavailable, HistoryRefused
 
 __all__ = ["answer_history", "go_live", "open_barriers", "replay"]
 
@@ -148,9 +148,10 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
                 found.append((attachment, history))
     except HistoryRefused as e:
         services.metrics.count("history_rejects_total", reason=e.reason)
+        has = [await _has(attachment, ask) for attachment in attachments]
         if session.is_open():
-            for attachment in attachments:
-                attachment.answered(ask, None)
+            for attachment, position in zip(attachments, has, strict=True):
+                attachment.refused(position)
             session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         return
     for attachment, history in found:
@@ -160,9 +161,23 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     if not session.is_open():
         return
     for attachment, history in found:
-        attachment.answered(ask, history)
+        attachment.answered(history)
     services.metrics.count("history_confirms_total")
     session.send(codec.history_frame(codec.CONFIRM_HISTORY, subscription.json))
+
+
+async def _has(attachment: Attachment, ask: HistoryAsk) -> Position | None:
+    """What a refused client says it has, if this node has not got there yet and the client has not made it up."""
+    position = attachment.ahead(ask)
+    if position is None or (position.epoch == attachment.cursor.epoch and position <= attachment.cursor):
+        return position
+    services = attachment.subscription.session.services
+    try:
+        tail = await services.broker.tail(attachment.stream.name)
+    except BrokerUnavailable:
+        services.metrics.count("broker_errors_total")
+        return None
+    return position if tail is not None and tail.epoch == position.epoch and position <= tail else None
 
 
 async def open_barriers(session: Session) -> None:

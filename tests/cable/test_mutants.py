@@ -56,10 +56,10 @@ def an_answer_falls_short(break_: Callable[[Any, str, Any], None]) -> None:
     """The last message that was replayed comes once more."""
     answered = Attachment.answered
 
-    def forgetful(self: Attachment, ask: Any, history: History | None) -> None:
-        answered(self, ask, history)
+    def forgetful(self: Attachment, history: History) -> None:
+        answered(self, history)
         assert self.barrier is not None
-        if history is not None and history.messages:
+        if history.messages:
             self.barrier.cursor = self.barrier.cursor._replace(offset=self.barrier.cursor.offset - 1)
 
     break_(Attachment, "answered", forgetful)

@@ -105,3 +105,23 @@ def test_a_late_question_to_a_node_that_lags_is_answered_from_the_clients_positi
     world.publish("a")
     again.catch_up(A)
     assert again.heard() == ["welcome", 2, "confirm_history"]
+
+
+def test_a_refused_client_is_not_sent_again_what_it_was_sent_since_its_record_was_kept():
+    world = World(nodes=2, history_limit=2)
+    world.subscribed(A)
+    client = world.subscribed(A)
+    client.cut()
+    world.buses[0].holding = True
+    world.publish("a")
+    middle = client.again(node=1)
+    middle.catch_up(A)
+    assert middle.heard() == ["welcome", 1, "confirm_history"]
+    again = middle.again()
+    world.publish("a", count=5)
+    again.catch_up(A)
+    world.buses[0].release()
+    world.publish("a")
+    heard = again.heard()
+    assert (heard[:2], heard[-1]) == (["welcome", "reject_history"], 7)
+    assert 1 not in heard

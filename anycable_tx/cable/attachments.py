@@ -129,6 +129,8 @@ class Attachment:
         if barrier is None or not barrier.restored or barrier.opened_from is None or barrier.told:
             return None if barrier is None else barrier.doubt
         after = barrier.opened_from.offset
+        if after <= self.base:
+            return barrier.doubt  # there was nothing before that it could have lost
         return Doubt(after if barrier.doubt is None else min(after, barrier.doubt.after))
 
     def hold(self) -> None:

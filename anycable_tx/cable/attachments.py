@@ -158,6 +158,8 @@ class Attachment:
         barrier = self.barrier
         if barrier is None or not barrier.restored:
             if position is not None:
+                if self.base >= 0 and position.epoch == self.stream.position.epoch:
+                    self.base = min(self.base, position.offset)  # it has no more, should the answer be lost
                 return HistoryRequest(position)
             return HistoryRequest(since=ask.since) if ask.since > 0 else None
         if position is None:

@@ -137,6 +137,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     attachments = subscription.attachments
     for attachment in attachments:
         attachment.hold()
+    bases = [attachment.base for attachment in attachments]
     try:
         found = []
         for attachment in attachments:
@@ -150,7 +151,8 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
         services.metrics.count("history_rejects_total", reason=e.reason)
         has = [await _has(attachment, ask) for attachment in attachments]
         if session.is_open():
-            for attachment, position in zip(attachments, has, strict=True):
+            for attachment, base, position in zip(attachments, bases, has, strict=True):
+                attachment.base = base
                 attachment.refused(position)
             session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anycable_tx.cable import live
 from anycable_tx.errors import BrokerUnavailable
-from tests.cable.support import A, Client, World
+from tests.cable.support import A, Client, World, room
 
 DOWN = BrokerUnavailable("down")
 
@@ -140,3 +140,25 @@ def test_a_client_that_had_nothing_to_lose_before_it_went_live_unasked_is_answer
     back = again.again()
     back.catch_up(A)
     assert back.heard() == ["welcome", 5, "confirm_history"]
+
+
+def test_a_client_that_lost_the_answer_to_its_subscribe_has_not_got_it(monkeypatch):
+    """2 was on its way to a client that reads slowly; what comes behind it proves nothing."""
+    monkeypatch.setattr(live, "REPLAY_PART", 1)
+    world = World("backend")
+    world.publish("a")
+    world.publish("b", count=2)
+    client = world.connect(stalled=True)
+    streams = {stream: {"epoch": world.epoch, "offset": offset} for stream, offset in (("a", 0), ("b", 1))}
+    client.subscribe(room("a", "b"), history={"streams": streams})
+    client.heard()
+    client.cut()
+    again = client.again()
+    again.positions = {}
+    world.advance(2.2)
+    world.publish("b")
+    again.take()
+    again.cut()
+    back = again.again()
+    back.catch_up(room("a", "b"))
+    assert back.heard() == ["welcome", "reject_history"]

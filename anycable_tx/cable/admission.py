@@ -41,9 +41,6 @@ class Registry(Services, Protocol):
     def arrives(self, session: Session) -> None:
         """The session may be taken over before it is authenticated, because others can know its sid."""
 
-    def save(self, session: Session) -> Awaitable[None]:
-        """Keep the session's record, if it is resumable."""
-
     def register(self, session: Session) -> None:
         """The session is authenticated: it can be found by its sid and identifiers."""
 

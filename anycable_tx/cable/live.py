@@ -183,11 +183,21 @@ async def _has(attachment: Attachment, ask: HistoryAsk) -> Position | None:
 
 
 async def open_barriers(session: Session) -> None:
-    """A resumed client did not ask for its history in time: its subscriptions go live from where they stood."""
-    for subscription in list(session.subscriptions.values()):
-        owed = [a for a in subscription.attachments if a.held and a.barrier is not None and a.barrier.restored]
-        for attachment in owed:
+    """A resumed client did not ask for its history in time: its subscriptions go live from where they stood.
+
+    Before anything is sent that is on record: whoever resumes the session next, on whatever node, has to know what
+    the client's positions do not prove any more.
+    """
+    owed: list[tuple[Subscription, tuple[Attachment, ...]]] = []
+    for subscription in session.subscriptions.values():
+        waiting = tuple(a for a in subscription.attachments if a.held and a.barrier is not None and a.barrier.restored)
+        for attachment in waiting:
             assert attachment.barrier is not None
             attachment.barrier.opened_from = attachment.barrier.cursor
             session.services.metrics.count("barriers_expired_total")
-        await go_live(subscription, tuple(owed))
+        if waiting:
+            owed.append((subscription, waiting))
+    if owed:
+        await session.services.save(session)
+    for subscription, waiting in owed:
+        await go_live(subscription, waiting)

@@ -59,6 +59,9 @@ class Services(Protocol):
     def publish(self, publication: Publication) -> Awaitable[Receipt]:
         """Store and fan out."""
 
+    def save(self, session: Session) -> Awaitable[None]:
+        """Keep the session's record now, if it is resumable."""
+
     def changed(self, session: Session) -> None:
         """The session's record is not what the broker has: keep it anew, soon."""
 

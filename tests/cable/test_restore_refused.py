@@ -162,3 +162,21 @@ def test_a_client_that_lost_the_answer_to_its_subscribe_has_not_got_it(monkeypat
     back = again.again()
     back.catch_up(room("a", "b"))
     assert back.heard() == ["welcome", "reject_history"]
+
+
+def test_what_went_live_unasked_is_on_record_for_the_next_node():
+    """Message 1 was lost on the way, and the node that takes over cannot ask the one that sent what came next."""
+    world = World(nodes=2)
+    world.subscribed(A)
+    client = world.subscribed(A)
+    world.publish("a")
+    client.take()
+    client.cut()
+    middle = client.again(node=1)
+    world.advance(2.2)
+    world.publish("a")
+    assert middle.heard() == ["welcome", 2]
+    back = middle.again()
+    back.catch_up(A)
+    world.publish("a")
+    assert back.heard() == ["welcome", "reject_history", 3]

@@ -11,7 +11,7 @@ from anycable_tx.background import Background, sleep
 from anycable_tx.cable import codec
 from anycable_tx.cable.fanout import Fanout
 from anycable_tx.cable.hub import Hub, LocalStream
-from anycable_tx.cable.messages import History, HistoryRequest, StreamMessage
+from anycable_tx.cable.messages import History, HistoryRequest, Position, StreamMessage
 from anycable_tx.cable.positions import Verdict
 from anycable_tx.errors import HistoryRefused
 from anycable_tx.interfaces import IBroker, IPubSub
@@ -144,13 +144,14 @@ class NodeStreams(Background):
         self.log.warn(
             "messages of a stream are lost", attrs={"context": "node", "stream": stream.name, "reason": reason}
         )
-        self._tell_lost(stream)
+        self._tell_lost(stream, stream.position.position)
 
-    def _tell_lost(self, stream: LocalStream) -> None:
+    def _tell_lost(self, stream: LocalStream, upto: Position) -> None:
         """One unasked ``reject_history`` for each live subscription of a client that understands it (CP-82)."""
         for attachment in stream.attachments():
             session = attachment.subscription.session
             if session.extended and not attachment.held:
+                attachment.lost(upto)
                 session.send(codec.history_frame(codec.REJECT_HISTORY, attachment.subscription.json))
 
     def deliver(self, message: StreamMessage) -> None:
@@ -166,7 +167,7 @@ class NodeStreams(Background):
             self.spawn(self._heal(stream))
         elif verdict is Verdict.RESET:
             self.log.warn("the stream has a new epoch", attrs={"context": "node", "stream": stream.name})
-            self._tell_lost(stream)
+            self._tell_lost(stream, Position(message.epoch, message.offset - 1))
             self.hub.hand_over(stream, message)
 
     def bus_lost(self) -> None:

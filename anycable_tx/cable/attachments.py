@@ -204,6 +204,12 @@ class Attachment:
         here = self.stream.position.position
         return named if named is not None and named.epoch == here.epoch and named > here else None
 
+    def lost(self, after: Position) -> None:
+        """Live messages up to *after* could not be had, and the client is told so before it is sent more."""
+        if self.barrier is not None and not self.held:
+            self.barrier.cursor = after
+            self.barrier.skipped()
+
     def refused(self, has: Position | None) -> None:
         """The client was told that its request is refused. *has*: it certainly has what leads to there (P2)."""
         barrier = self.barrier

@@ -138,6 +138,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     for attachment in attachments:
         attachment.hold()
     bases = [attachment.base for attachment in attachments]
+    doubted = any(attachment.doubt is not None for attachment in attachments)
     try:
         found = []
         for attachment in attachments:
@@ -154,6 +155,8 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
             for attachment, base, position in zip(attachments, bases, has, strict=True):
                 attachment.base = base
                 attachment.refused(position)
+            if doubted:
+                services.changed(session)
             session.send(codec.history_frame(codec.REJECT_HISTORY, subscription.json))
         return
     for attachment, history in found:
@@ -164,6 +167,8 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
         return
     for attachment, history in found:
         attachment.answered(history)
+    if doubted:
+        services.changed(session)
     services.metrics.count("history_confirms_total")
     session.send(codec.history_frame(codec.CONFIRM_HISTORY, subscription.json))
 
@@ -190,7 +195,9 @@ async def open_barriers(session: Session) -> None:
     """
     owed: list[tuple[Subscription, tuple[Attachment, ...]]] = []
     for subscription in session.subscriptions.values():
-        waiting = tuple(a for a in subscription.attachments if a.held and a.barrier is not None and a.barrier.restored)
+        waiting = tuple(
+            a for a in subscription.attachments if a.held and a.barrier is not None and a.barrier.restored
+        )
         for attachment in waiting:
             assert attachment.barrier is not None
             attachment.barrier.opened_from = attachment.barrier.cursor

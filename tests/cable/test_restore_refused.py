@@ -180,3 +180,39 @@ def test_what_went_live_unasked_is_on_record_for_the_next_node():
     back.catch_up(A)
     world.publish("a")
     assert back.heard() == ["welcome", "reject_history", 3]
+
+
+def test_a_late_answer_ends_the_doubt_on_record_too():
+    world = World(nodes=2)
+    world.subscribed(A)
+    client = world.subscribed(A)
+    world.publish("a")
+    client.take()
+    client.cut()
+    middle = client.again(node=1)
+    world.advance(2.2)
+    middle.catch_up(A)
+    world.publish("a")
+    assert middle.heard() == ["welcome", "confirm_history", 2]
+    world.advance(0.2)
+    back = middle.again()
+    world.publish("a")
+    back.catch_up(A)
+    assert back.heard() == ["welcome", 3, "confirm_history"]
+
+
+def test_a_late_question_from_before_what_the_node_lost_is_refused():
+    """The bus lost 1 to 3, and the store has only 3 and 4 still."""
+    world = World(nodes=1, bus=True, history_limit=2)
+    client = world.subscribed(A)
+    client.cut()
+    again = client.again()
+    world.advance(2.2)
+    world.bus.holding = True
+    world.publish("a", count=3)
+    world.bus.lose()
+    world.publish("a")
+    assert again.heard() == ["welcome", "reject_history"]
+    again.ask(A, 0)
+    world.publish("a")
+    assert again.heard() == ["reject_history", 5]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from enum import Enum
 from typing import NamedTuple, Protocol
 

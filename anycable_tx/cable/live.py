@@ -150,7 +150,8 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
                 found.append((attachment, history))
     except HistoryRefused as e:
         services.metrics.count("history_rejects_total", reason=e.reason)
-        has = [await _has(attachment, ask) for attachment in attachments]
+        made_up = e.reason == "future_offset"
+        has = [None if made_up else await _has(attachment, ask) for attachment in attachments]
         if session.is_open():
             for attachment, base, position in zip(attachments, bases, has, strict=True):
                 attachment.base = base

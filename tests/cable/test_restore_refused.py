@@ -216,3 +216,16 @@ def test_a_late_question_from_before_what_the_node_lost_is_refused():
     again.ask(A, 0)
     world.publish("a")
     assert again.heard() == ["reject_history", 5]
+
+
+def test_a_position_that_was_made_up_is_not_believed_when_it_comes_to_exist():
+    world = World(bus=True)
+    client = world.subscribed(A)
+    world.bus.holding = True
+    world.broker.slow, world.broker.asking = {"history"}, False
+    client.ask(A, 1)
+    world.publish("a")
+    world.broker.slow = set()
+    world.broker.answer_all()
+    world.bus.release()
+    assert client.heard() == ["reject_history", 1]

@@ -45,6 +45,23 @@ class FaultyDelivery(Delivery):
     def a_message_is_repeated(self, node: int, which: int) -> None:
         self.port(node).repeat(which)
 
+    @rule(
+        stream=WHICH,
+        count=st.integers(2, 4),
+        fault=st.sampled_from(["take", "drop", "repeat"]),
+        node=NODES,
+        which=WHICH,
+        caught_up=st.booleans(),
+    )
+    def publish_while_the_bus_fails(
+        self, stream: int, count: int, fault: str, node: int, which: int, caught_up: bool
+    ) -> None:
+        self.world.bus.lagging = True
+        self.publish(stream, count, node)
+        getattr(self.port(node), fault)(which)
+        if caught_up:
+            self.the_bus_catches_up()
+
     @rule(node=NODES, up=st.booleans())
     def the_bus_is_lost_or_restored(self, node: int, up: bool) -> None:
         port = self.port(node)

@@ -167,7 +167,7 @@ class Client:
                 self.say({"command": "unsubscribe", "identifier": identifier})
                 continue
             feeds = {s: feed for (i, s), feed in frame.feeds.items() if i == identifier}
-            if not channel.confirmed or any(channel.feeds.get(s) is not feed for s, feed in feeds.items()):
+            if not channel.confirmed or channel.feeds != feeds:
                 channel.confirmed = True
                 self._begin(identifier, feeds, channel.asked)
             if self.asks:
@@ -198,6 +198,8 @@ class Client:
     ) -> None:
         if anew or set(channel.feeds) - set(feeds):
             self.record("unsubscribed", identifier=identifier)
+            if self.world.distributed:  # a node that lags brings again what another one had brought before
+                self.record("asked", identifier=identifier, **{"from": {}})
         channel.feeds = feeds
         self.record("subscribed", identifier=identifier, streams=list(feeds), **{"from": where})
 
@@ -220,6 +222,8 @@ class Client:
             self.learned[frame.identifier].add(message.stream)
         feed = channel.feeds.get(message.stream)
         if not channel.wanted or not channel.confirmed or feed is None or feed is not frame.feed:
+            if message.offset and frame.feed is not None:  # the client has it, though nobody listens now
+                frame.feed.told(message.offset)
             return
         position = (
             {"stream": message.stream, "epoch": self.world.epoch, "offset": message.offset} if message.offset else {}

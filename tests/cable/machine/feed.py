@@ -23,8 +23,6 @@ class Feed:
         self.start = self.upto = start
         self.got: set[int] = set()
         self.holes: set[int] = set()
-        #: The newest offset that any connection was given, so nothing up to there may be said to be new.
-        self.written = 0
         #: It started at a time that the client named, and has to name again.
         self.timed = False
         self._ledger = ledger

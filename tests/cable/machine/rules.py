@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.cable.machine.client import Client
 from tests.cable.machine.world import BARRIER, SESSIONS_TTL, TTL, World
@@ -38,6 +38,16 @@ class Delivery(RuleBasedStateMachine):
             Client(self.world, "no clock", extended=True, compression="deflate"),
             Client(self.world, "base", extended=False),
         ]
+
+    @initialize(ready=st.booleans(), history=st.booleans())
+    def begin(self, ready: bool, history: bool) -> None:
+        """Half of the time everybody is there and subscribed to everything already."""
+        if ready:
+            for n, client in enumerate(self.world.clients):
+                client.connect(n)
+                for identifier in self.channels:
+                    client.subscribe(identifier, history=history)
+            self.world.calm()
 
     def teardown(self) -> None:
         try:
@@ -149,7 +159,7 @@ class Delivery(RuleBasedStateMachine):
         noticed=st.booleans(),
         slow=st.booleans(),
         stream=WHICH,
-        published=st.integers(0, 3),
+        published=st.sampled_from([0, 1, 2, 3, 8]),
     )
     def cut_and_come_back(
         self, who: int, node: int, reads: int, sends: int, noticed: bool, slow: bool, stream: int, published: int
@@ -162,27 +172,38 @@ class Delivery(RuleBasedStateMachine):
             wire = client.cut()
             if noticed:
                 wire.lose()
-        for n in range(published):
-            self.publish(stream + n, 1, node)
+        self.publish(stream, published, node)
         wire = client.connect(node)
         if slow:
             wire.slow_down()
         client.read(1)
         client.send(sends)
 
-    @rule(who=WHO, stream=WHICH, reads=COUNTS, sends=COUNTS, leave=st.booleans())
-    def be_late(self, who: int, stream: int, reads: int, sends: int, leave: bool) -> None:
-        client = self.some(who, lambda c: c.wire is not None and c.wire.up)
+    @rule(who=WHO, stream=WHICH, lost=st.integers(0, 2), reads=COUNTS, sends=COUNTS, again=st.booleans())
+    def come_back_and_be_late(self, who: int, stream: int, lost: int, reads: int, sends: int, again: bool) -> None:
+        """A client loses messages, comes back, and asks, or not, when its barrier has opened by itself."""
+        client = self.some(who, lambda c: c.ready)
         if client is None:
             return
-        self.publish(stream, 1, 0)
+        client.read()
+        self.publish(stream, lost, who)
+        self.world.turn(4)
+        if client.wire is None:
+            return
+        client.cut()
+        client.connect(who)
+        client.read(1)
         self.world.clock.advance(BARRIER + 0.25)
-        self.publish(stream, 1, 0)
-        self.world.turn(3)
+        self.publish(stream, 1, who)
+        self.world.turn(4)
         client.read(reads)
-        client.send(sends)
-        if leave and client.wire is not None:
+        if not again:
+            client.send(sends)
+        elif client.wire is not None:
             client.cut()
+            client.connect(who)
+            client.read(1)
+            client.send(sends)
 
     @rule(which=WHICH)
     def notice_a_dead_connection(self, which: int) -> None:
@@ -246,8 +267,9 @@ class Delivery(RuleBasedStateMachine):
         client = self.some(who, lambda c: c.extended and c.ready and c.channels[identifier].confirmed)
         if client is None:
             return
-        if client.first_ask(identifier):
-            back = max(0, back)  # it is believed, and must not claim what it has not got
+        if client.first_ask(identifier) or self.distributed:
+            # It is believed, and must not claim what it has not got; the future may have come when it is read.
+            back = max(0, back)
         positions = {}
         for stream in self.channels[identifier]:
             epoch, offset = client.positions.get(stream, (self.world.epoch, 0))
@@ -255,8 +277,6 @@ class Delivery(RuleBasedStateMachine):
             positions[stream] = (epoch if kind != "epoch" else "another", offset)
         if kind == "first":
             positions = dict(list(positions.items())[:1])
-        if self.distributed:
-            back = max(0, back)  # a time in the future would mean when the question is read, whenever that is
         since = int(self.world.clock.seconds()) - back if kind == "since" else 0
         client.ask(identifier, {} if since else positions, since)
         client.send()

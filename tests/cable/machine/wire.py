@@ -65,14 +65,16 @@ class Ask:
 class Track:
     """One stream of one subscription on this connection: what was written of it."""
 
-    __slots__ = ("doubt", "fresh", "got", "inherited", "last", "replayed", "transients")
+    __slots__ = ("doubt", "fresh", "got", "inherited", "last", "proven", "replayed", "transients")
 
-    def __init__(self, last: int, inherited: int = 0, *, fresh: bool = True) -> None:
+    def __init__(self, last: int, inherited: int = 0, proven: int = 0, *, fresh: bool = True) -> None:
         self.last = last
         #: It began on this connection.
         self.fresh = fresh
-        #: How far an earlier connection of the session had got when this one took over.
+        #: How far an earlier connection of the session had got when this one took over, and how far at least: while
+        #: an answer is on its way to a slow client it is not known which of the streams wait for its end.
         self.inherited = inherited
+        self.proven = proven
         #: After what, and up to what (None: no end yet), a position does not prove that the client has everything,
         #: because an earlier connection was sent what came next before the client had asked.
         self.doubt: tuple[int, int | None] | None = None
@@ -89,6 +91,8 @@ class Sub:
         self.fresh = fresh
         self.confirmed = not fresh
         self.answered = fresh
+        #: A resumed client was told unasked that something is missing; its own first request may be refused as well.
+        self.told = False
         self.asks: list[Ask] = []
         self.begins: Ask | None = None
         self.feeds: dict[str, Feed] = {}
@@ -119,7 +123,7 @@ class Wire:
         self.down: deque[Frame] = deque()
         self.up: deque[dict[str, Any]] = deque()
         self.subs: dict[str, Sub] = {}
-        self._left: dict[tuple[str, str], int] = {}
+        self._left: dict[tuple[str, str], tuple[int, int]] = {}
         self._pending: dict[str, Ask | None] = {}
         self._waiter: Deferred[None] | None = None
 
@@ -198,17 +202,18 @@ class Wire:
             self.ended = self.world.clock.seconds()
             self._left = {(i, stream): self.left(i, stream) for i, sub in self.subs.items() for stream in sub.tracks}
 
-    def left(self, identifier: str, stream: str) -> int:
-        """How far the subscription had got when the connection ended, or until now."""
+    def left(self, identifier: str, stream: str) -> tuple[int, int]:
+        """How far the subscription had got, at least and at most, when the connection ended, or until now."""
         if (identifier, stream) in self._left:
             return self._left[identifier, stream]
         sub = self.subs.get(identifier)
         if sub is None or stream not in sub.tracks:
-            return 0
+            return 0, 0
         track = sub.tracks[stream]
         if self._is_held(sub) and not track.fresh:
-            return max(track.inherited, track.last)
-        return max(track.last, self.world.reached(self.node, stream))
+            return max(track.proven, track.last), max(track.inherited, track.last)
+        reached = max(track.last, self.world.reached(self.node, stream))
+        return (track.last if self.slow else reached), reached
 
     def _is_held(self, sub: Sub) -> bool:
         """Is this a resumed subscription whose client may still ask in time?"""
@@ -219,7 +224,9 @@ class Wire:
         track = sub.tracks[stream]
         if track.fresh or sub.answered or self._is_held(sub):
             return track.doubt
-        return (track.inherited if track.doubt is None else min(track.inherited, track.doubt[0]), None)
+        if track.inherited <= sub.feeds[stream].start:
+            return track.doubt  # there was nothing before that it could have lost
+        return (track.proven if track.doubt is None else min(track.proven, track.doubt[0]), None)
 
     def deliver(self, command: dict[str, Any]) -> None:
         """A command reaches the server."""
@@ -259,7 +266,8 @@ class Wire:
                 track.last = 0  # a node may begin where the bus has got to, and the store is further
             else:
                 after = self._after(sub, ask, stream)
-                track.last = track.last if after is None else after
+                # A stream that began at some time may be replayed from there though the time is not named again.
+                track.last = min(track.last, sub.feeds[stream].start) if after is None else after
 
     # -- what the controller hears
 
@@ -339,9 +347,9 @@ class Wire:
                 streams = self.world.channels[identifier]
                 sub.feeds = {s: Feed(ledger, identifier, s, ledger.top(s)) for s in streams}
             for stream, feed in sub.feeds.items():
-                left = before.left(identifier, stream)
-                written = 0 if self.world.distributed else max(feed.written, feed.start)
-                sub.tracks[stream] = Track(written, left, fresh=False)
+                proven, inherited = before.left(identifier, stream)
+                last = 0 if self.world.distributed else max(proven, feed.start)
+                sub.tracks[stream] = Track(last, inherited, proven, fresh=False)
                 if identifier in known:
                     sub.tracks[stream].doubt = before._doubt(known[identifier], stream)
 
@@ -369,8 +377,9 @@ class Wire:
             return
         if "followed" in data["message"]:
             stream = data["message"]["followed"]
-            sub.tracks[stream] = Track(self._begin(None, stream))
-            sub.feeds[stream] = Feed(self.world.ledger, frame.identifier, stream, self.world.ledger.top(stream))
+            if stream not in sub.tracks:
+                sub.tracks[stream] = Track(self._begin(None, stream))
+                sub.feeds[stream] = Feed(self.world.ledger, frame.identifier, stream, self.world.ledger.top(stream))
             frame.feeds = {(frame.identifier, s): feed for s, feed in sub.feeds.items()}
             return
         if "unfollowed" in data["message"]:
@@ -416,7 +425,6 @@ class Wire:
         if self.world.shared and not sub.fresh and offset not in track.got and offset in feed.got:
             self._fail(f"{stream} {offset} again under {feed.identifier}, which has it")
         track.got.add(offset)
-        feed.written = max(feed.written, offset)
 
     def _asked_again(self, sub: Sub, track: Track, message: Message) -> bool:
         """Does the client itself want this message once more? Then it comes in order as well."""
@@ -447,6 +455,7 @@ class Wire:
             if not sub.answered:
                 sub.tracks[stream].doubt = None
         del sub.asks[: whole[0] + 1]
+        sub.told = False
         self._answered(sub)
 
     def _reject_history(self, frame: Frame, data: dict[str, Any]) -> None:
@@ -463,6 +472,7 @@ class Wire:
             doubt = self._doubt(sub, stream)
             if doubt is not None and not sub.answered:
                 sub.tracks[stream].doubt = (doubt[0], frame.told[stream])
+        sub.told = not sub.asks and not sub.answered
         if sub.asks and not self._ambiguous:
             del sub.asks[0]
         self._answered(sub)
@@ -500,6 +510,8 @@ class Wire:
     def _refusable(self, sub: Sub) -> bool:
         """Is anything gone that a client was to get? (P4)"""
         ledger = self.world.ledger
+        if sub.told:
+            return True
         for stream, track in sub.tracks.items():
             if ledger.lowest(stream) > track.last + 1:
                 return True

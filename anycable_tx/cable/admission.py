@@ -276,7 +276,7 @@ async def _reattach(subscription: Subscription, places: dict[str, StreamRecord],
             subscription,
             stream,
             Position(cursor.epoch, place.base) if place.base >= 0 else Position("", -1),
-            Barrier(cursor, restored=True, behind=place.held, doubt=place.doubt),
+            Barrier(cursor, restored=True, behind=place.held, exact=place.exact, doubt=place.doubt),
         )
         stream.hold(attachment)
         subscription.attachments = (*subscription.attachments, attachment)

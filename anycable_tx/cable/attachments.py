@@ -39,17 +39,25 @@ class Barrier:
     that nothing later was ever sent, so it beats a higher position that the client learned through another
     identifier (D-15). ``doubt``: what the client's position does not prove, because an earlier connection went
     live unasked. ``told``: this one did so too, and was told then that something is missing: who has what came
-    behind that knows. ``touched``: something was sent since the barrier went up.
+    behind that knows. ``exact``: the cursor it came with was not out of date. ``touched``: something was sent
+    since the barrier went up.
     """
 
-    __slots__ = ("behind", "cursor", "doubt", "opened_from", "restored", "told", "touched", "waiting")
+    __slots__ = ("behind", "cursor", "doubt", "exact", "opened_from", "restored", "told", "touched", "waiting")
 
     def __init__(
-        self, cursor: Position, *, restored: bool = False, behind: bool = False, doubt: Doubt | None = None
+        self,
+        cursor: Position,
+        *,
+        restored: bool = False,
+        behind: bool = False,
+        exact: bool = True,
+        doubt: Doubt | None = None,
     ) -> None:
         self.cursor = cursor
         self.restored = restored
         self.behind = behind
+        self.exact = exact
         self.doubt = doubt
         self.told = False
         self.touched = False
@@ -120,7 +128,15 @@ class Attachment:
     @property
     def untouched(self) -> bool:
         """True while nothing at all was sent after the cursor a resumed session came with."""
-        return self.group is None and self.barrier is not None and self.barrier.restored and not self.barrier.touched
+        barrier = self.barrier
+        if self.group is not None or barrier is None:
+            return False
+        return barrier.restored and barrier.exact and not barrier.touched
+
+    @property
+    def exact(self) -> bool:
+        """False while an earlier connection may have been sent more than this one knows of."""
+        return self.barrier is None or not self.barrier.restored or self.barrier.exact
 
     @property
     def doubt(self) -> Doubt | None:
@@ -223,7 +239,8 @@ class Attachment:
         if self.base == AWAITED:
             self.base = UNKNOWN
         if barrier.restored:
-            barrier.doubt = None if doubt is None else Doubt(doubt.after, barrier.cursor.offset)
+            # Who has what came behind the first refusal has read it.
+            barrier.doubt = doubt if doubt is None or doubt.upto >= 0 else Doubt(doubt.after, barrier.cursor.offset)
         barrier.restored = barrier.behind = False
         barrier.opened_from = None
 

@@ -1,8 +1,8 @@
 """The session record that a broker keeps: what a client gets back when it resumes (P5).
 
 The keys ``ids``, ``subs``, ``cstate``, ``istate`` and ``Disconnectable`` are those of the AnyCable server; ``at``
-(where each stream stood), ``prev`` (the sids the session had before), ``left`` and ``env`` are ours and ignored by
-others.
+(where each stream stood), ``exact`` (nothing later was ever sent), ``prev`` (the sids the session had before), ``left``
+and ``env`` are ours and ignored by others.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ class Doubt(NamedTuple):
 
 
 class StreamRecord(NamedTuple):
-    """One stream of a subscription: where it started (``base``), how far it was sent, and if it was held then."""
+    """One stream of a subscription: where it started (``base``), how far it was sent, and if it was held then.
+
+    ``exact``: nothing later than the cursor was ever sent. A session that goes on is ahead of its record.
+    """
 
     base: int
     cursor: Position
     held: bool
     doubt: Doubt | None = None
+    exact: bool = False
 
     def row(self) -> list[Any]:
         """The record as JSON values."""
@@ -83,6 +87,8 @@ class SessionRecord:
         if self.subscriptions:
             value["subs"] = {i: list(streams) for i, streams in self.subscriptions.items()}
             value["at"] = [[place.row() for place in streams.values()] for streams in self.subscriptions.values()]
+            if all(place.exact for streams in self.subscriptions.values() for place in streams.values()):
+                value["exact"] = True
         if self.cstate:
             value["cstate"] = self.cstate
         if self.istate:
@@ -104,11 +110,13 @@ class SessionRecord:
         try:
             value = orjson.loads(text)
             at = value.get("at")
+            exact = bool(value.get("exact"))
             subscriptions = {}
             for n, (identifier, streams) in enumerate(value.get("subs", {}).items()):
                 places = at[n] if at else [["", -1, 0, False]] * len(streams)
                 subscriptions[str(identifier)] = {
-                    str(stream): StreamRecord.of(row) for stream, row in zip(streams, places, strict=True)
+                    str(stream): StreamRecord.of(row)._replace(exact=exact)
+                    for stream, row in zip(streams, places, strict=True)
                 }
             env = value.get("env")
             return cls(

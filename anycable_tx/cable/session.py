@@ -351,15 +351,20 @@ class Session:
 
         Only a record of a session *at rest* can prove that nothing was sent after a held cursor: one that is
         saved while the session goes on is out of date as soon as its barriers open. What a resumed session has not
-        attached yet stands where it stood.
+        attached yet stands where it stood, and a cursor that came out of date stays so until the client has asked.
         """
         came = self._came.subscriptions if self._came is not None else {}
         return SessionRecord(
             self.identifiers,
             {
-                identifier: {name: place._replace(held=at_rest) for name, place in came.get(identifier, {}).items()}
+                identifier: {
+                    name: place._replace(held=at_rest and place.exact, exact=at_rest and place.exact)
+                    for name, place in came.get(identifier, {}).items()
+                }
                 | {
-                    a.stream.name: StreamRecord(a.base, a.cursor, at_rest and a.untouched, a.doubt)
+                    a.stream.name: StreamRecord(
+                        a.base, a.cursor, at_rest and a.untouched, a.doubt, at_rest and a.exact
+                    )
                     for a in subscription.attachments
                 }
                 for identifier, subscription in self.subscriptions.items()

@@ -229,3 +229,37 @@ def test_a_position_that_was_made_up_is_not_believed_when_it_comes_to_exist():
     world.broker.answer_all()
     world.bus.release()
     assert client.heard() == ["reject_history", 1]
+
+
+def test_a_record_that_is_out_of_date_proves_nothing_for_the_resumes_that_follow():
+    world = World(nodes=2)
+    world.subscribed(A)
+    client = world.subscribed(A, node=1)
+    world.advance(0.2)
+    world.publish("a")
+    assert client.heard() == [1]
+    middle = client.again()
+    middle.take()
+    again = middle.again()
+    again.positions = client.positions
+    again.catch_up(A)
+    assert again.heard() == ["welcome", "confirm_history"]
+
+
+def test_a_second_refusal_does_not_make_a_client_prove_more():
+    world = World(history_limit=2)
+    client = world.subscribed(A)
+    world.publish("a")
+    client.take()
+    client.cut()
+    world.publish("a", count=4)
+    again = client.again()
+    world.advance(2.2)
+    world.publish("a")
+    assert again.heard() == ["welcome", "reject_history", 6]
+    again.ask(A, 1)
+    assert again.heard() == ["reject_history"]
+    again.cut()
+    back = again.again()
+    back.catch_up(A)
+    assert back.heard() == ["welcome", "confirm_history"]

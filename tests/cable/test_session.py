@@ -81,7 +81,7 @@ def test_the_record_of_a_session_at_rest_tells_where_it_stood():
     client.take()
     client.cut()
     record = record_of(world, client.sid)
-    assert record.subscriptions == {A: {"a": StreamRecord(2, Position(world.epoch, 5), False)}}
+    assert record.subscriptions == {A: {"a": StreamRecord(2, Position(world.epoch, 5), False, exact=True)}}
     assert record.istate == {A: {"$w": "a", "$p": "a"}}
 
 

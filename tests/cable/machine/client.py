@@ -168,6 +168,9 @@ class Client:
                 continue
             feeds = {s: feed for (i, s), feed in frame.feeds.items() if i == identifier}
             if not channel.confirmed or channel.feeds != feeds:
+                if not channel.confirmed:  # what came while nobody listened counts: the client keeps one position
+                    for stream, feed in feeds.items():
+                        feed.told(self.positions.get(stream, ("", 0))[1])
                 channel.confirmed = True
                 self._begin(identifier, feeds, channel.asked)
             if self.asks:
@@ -190,7 +193,8 @@ class Client:
     def _begin(self, identifier: str, feeds: dict[str, Feed], asked: dict[str, Any] | None) -> None:
         channel = self.channels[identifier]
         positions = {} if asked is None else asked["streams"]
-        anew = asked is None or (not self.since and set(feeds) - set(positions))
+        # A new session serves one identifier from the position that the client has of another: it has no other.
+        anew = asked is None or self.world.shared or (not self.since and set(feeds) - set(positions))
         self._record_subscribed(identifier, channel, feeds, None if asked is None else positions, bool(anew))
 
     def _record_subscribed(
@@ -222,8 +226,6 @@ class Client:
             self.learned[frame.identifier].add(message.stream)
         feed = channel.feeds.get(message.stream)
         if not channel.wanted or not channel.confirmed or feed is None or feed is not frame.feed:
-            if message.offset and frame.feed is not None:  # the client has it, though nobody listens now
-                frame.feed.told(message.offset)
             return
         position = (
             {"stream": message.stream, "epoch": self.world.epoch, "offset": message.offset} if message.offset else {}

@@ -395,7 +395,7 @@ class Wire:
             self._fail(f"message {message.id}, which {message.excluded} must not get")
         frame.feed = sub.feeds[message.stream]
         track = sub.tracks[message.stream]
-        frame.unasked = not sub.answered and not track.fresh
+        frame.unasked = not track.fresh and (sub.told or not sub.answered)
         if self._is_held(sub) and not track.fresh:
             self._fail(f"message {message.id} was not held back for the client to ask")
         transients = track.transients
@@ -415,14 +415,18 @@ class Wire:
         if (data["stream_id"], data["epoch"], data["offset"]) != (stream, self.world.epoch, offset):
             self._fail(f"message {message.id} with a wrong position")
         track, feed = sub.tracks[stream], sub.feeds[stream]
+        asked = self._asked_again(sub, track, message)
+        if self.world.shared:  # the first request counts as well: it may go back behind what one of the two has
+            asked = asked or any(ask.positions.get(stream, ("", offset))[1] < offset for ask in sub.asks)
         if offset > track.last:
             track.last = offset
-        elif not self._asked_again(sub, track, message):
+            frame.again = self.world.shared and asked  # nothing is known there of what the client has
+        elif not asked:
             repeated = "again" if offset in track.got else "late"
             self._fail(f"{stream} {offset} {repeated}, after {track.last}")
         else:
             track.replayed, frame.again = offset, True
-        if self.world.shared and not sub.fresh and offset not in track.got and offset in feed.got:
+        if self.world.shared and not sub.fresh and not asked and offset not in track.got and offset in feed.got:
             self._fail(f"{stream} {offset} again under {feed.identifier}, which has it")
         track.got.add(offset)
 
@@ -472,7 +476,7 @@ class Wire:
             doubt = self._doubt(sub, stream)
             if doubt is not None and not sub.answered:
                 sub.tracks[stream].doubt = (doubt[0], frame.told[stream])
-        sub.told = not sub.asks and not sub.answered
+        sub.told = not sub.asks and (sub.told or not sub.answered)
         if sub.asks and not self._ambiguous:
             del sub.asks[0]
         self._answered(sub)
@@ -515,6 +519,8 @@ class Wire:
         for stream, track in sub.tracks.items():
             if ledger.lowest(stream) > track.last + 1:
                 return True
+            if self.world.shared and ledger.lowest(stream) > track.inherited + 1:
+                return True  # the client's position comes from the other identifier
             for ask in sub.asks:
                 epoch, _ = ask.positions.get(stream, (self.world.epoch, 0))
                 after = self._after(sub, ask, stream)

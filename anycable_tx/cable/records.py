@@ -1,8 +1,8 @@
 """The session record that a broker keeps: what a client gets back when it resumes (P5).
 
 The keys ``ids``, ``subs``, ``cstate``, ``istate`` and ``Disconnectable`` are those of the AnyCable server; ``at``
-(where each stream stood), ``exact`` (nothing later was ever sent), ``prev`` (the sids the session had before), ``left``
-and ``env`` are ours and ignored by others.
+(where each stream stood), ``exact`` (nothing later was ever sent), ``prev`` (the sids the session had before),
+``left`` and ``env`` are ours and ignored by others.
 """
 
 from __future__ import annotations

@@ -230,9 +230,9 @@ def went_on(world: World) -> Client:
     """A client that has resumed, was sent 2 and 3 since its record was kept, and is connected still."""
     client = left(world, "a")
     again = client.again()
-    world.advance(2.2)
+    again.catch_up(A)
     world.publish("a")
-    assert again.heard() == ["welcome", 2, 3]
+    assert again.heard() == ["welcome", 2, "confirm_history", 3]
     return again
 
 

@@ -598,9 +598,7 @@ def test_after_ten_failures_no_call_is_made_for_five_seconds(make, ask, fail, re
     assert (error.reason, error.delivered) == (Code.BREAKER, False)
     assert not server.received
     assert f"calls to http://127.0.0.1:{port} failed so often" in transport.problem()
-    assert [event["attrs"] for event in logged if "problem" in event] == [
-        {"context": "rpc", "reason": "unreachable"}
-    ]
+    assert [event["attrs"] for event in logged if "problem" in event] == [{"context": "rpc", "reason": "unreachable"}]
     reactor.pass_time(5)
     assert transport.problem() == ""
     assert ask(transport).status == 1

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks import machine, report
-from tests.benchmarks.processes import CPUS, ROOT, ServerKind, product, stock
+from tests.benchmarks.processes import CPUS, ROOT, ServerKind, product, rpc, stock
 from tests.benchmarks.runner import run_all
 from tests.benchmarks.scenarios import SCENARIOS, Size
 
@@ -31,7 +31,8 @@ def _parse() -> argparse.Namespace:
         "--server",
         action="append",
         metavar="NAME",
-        help="run only this one (repeatable): stock, anycable-tx, or 'anycable-tx, fast path off'",
+        help="run only this one (repeatable): stock, anycable-tx, 'anycable-tx, fast path off', and for the scenario "
+        "rpc: 'in process', grpc, http",
     )
     parser.add_argument(
         "--add-server",
@@ -48,7 +49,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _servers(arguments: argparse.Namespace) -> list[ServerKind]:
-    kinds = [stock(), product(PRODUCT), product(f"{PRODUCT}, fast path off", "--fast_path=false")]
+    kinds = [stock(), product(PRODUCT), product(f"{PRODUCT}, fast path off", "--fast_path=false"), *rpc()]
     if arguments.server:
         unknown = set(arguments.server) - {kind.name for kind in kinds}
         if unknown:

@@ -56,8 +56,12 @@ class LoadClient:
         concurrency: int = 50,
         path: str | None = None,
         await_welcome: bool = True,
+        channel: str = "$pubsub",
     ) -> dict[str, Any]:
-        """*count* subscribers, spread evenly over *streams*, each confirmed. Answers ``seconds`` and ``busy``."""
+        """*count* subscribers, spread evenly over *streams*, each confirmed. Answers ``seconds`` and ``busy``.
+
+        The streams are public, or else rooms of the backend's *channel*.
+        """
         return self.call(
             "connect",
             count=count,
@@ -66,6 +70,7 @@ class LoadClient:
             protocol=protocol,
             path=path or self._server.kind.path,
             await_welcome=await_welcome,
+            channel=channel,
         )
 
     def finish(self, total: int, timeout: float = 30.0) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from typing import Any
 
-from tests.benchmarks.payload import MARK, SEQ_END, TIME_END, TIME_START, identifier
+from tests.benchmarks.payload import MARK, SEQ_END, TIME_END, TIME_START, command, identifier
 
 __all__ = ["Connection", "Load", "frame"]
 
@@ -77,6 +77,7 @@ class Load:
         self.measuring = False
         self.track_positions = False
         self.resume_until = 0
+        self.perform_until = 0
         self.waiting: Iterator[Connection] = iter(())
         self.busy = 0
         self.completed = 0
@@ -94,14 +95,17 @@ class Load:
         protocol: str,
         path: str,
         await_welcome: bool = True,
+        channel: str = "$pubsub",
         timeout: float = 60,
     ) -> dict[str, Any]:
         """Open *count* connections, *concurrency* at a time, each subscribed to one of *streams* in turn."""
         self.protocol, self.path, self.await_welcome = protocol, path, await_welcome
+        names = {stream: identifier(stream, channel) for stream in streams}
         self.subscribe_frames = {
-            stream: frame(json.dumps({"command": "subscribe", "identifier": identifier(stream)}).encode())
-            for stream in streams
+            stream: frame(json.dumps({"command": "subscribe", "identifier": name}).encode())
+            for stream, name in names.items()
         }
+        self.commands_of = {stream: command(name) for stream, name in names.items()}
         fresh = [Connection(streams[i % len(streams)]) for i in range(count)]
         self.connections += fresh
         return self._establish(fresh, concurrency, timeout)
@@ -137,6 +141,16 @@ class Load:
             "busy": time.process_time() - self.cpu_before,
         }
 
+    def do_perform(self, seconds: float, timeout: float = 30) -> dict[str, Any]:
+        """Every connection performs commands for *seconds*, one at a time: the next when the last was echoed."""
+        start = monotonic_ns()
+        self.perform_until = start + round(seconds * 1e9)
+        for connection in self.connections:
+            self._perform(connection)
+        self._pump(lambda: self.deliveries >= self.performed or bool(self.lost), time.monotonic() + seconds + timeout)
+        self.perform_until = 0
+        return {"performed": self.performed, "seconds": (self.last - start) / 1e9}
+
     def do_lost(self) -> dict[str, Any]:
         """Connections that were ready and are gone, by reason."""
         return {"lost": dict(self.lost)}
@@ -166,11 +180,11 @@ class Load:
         """Obey until standard input ends."""
         while True:
             self._pump(lambda: bool(self.commands), None)
-            command = self.commands.popleft()
-            name = command.pop("do")
+            order = self.commands.popleft()
+            name = order.pop("do")
             if name == "quit":
                 return
-            answer = getattr(self, "do_" + name)(**command)
+            answer = getattr(self, "do_" + name)(**order)
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
@@ -214,7 +228,7 @@ class Load:
 
     def _reset(self) -> None:
         self.latencies = array("q")
-        self.deliveries = self.misordered = 0
+        self.deliveries = self.misordered = self.performed = 0
         self.last = 0
         self.other: Counter[str] = Counter()
         self.cpu_before = time.process_time()
@@ -357,10 +371,18 @@ class Load:
                 self.latencies.append(now - int(data[mark + TIME_START : mark + TIME_END]))
                 if self.track_positions:
                     self._note_position(connection, data[body:stop])
+                if self.perform_until:
+                    self._perform(connection)
             else:
                 self._control(connection, data[at], data[body:stop])
             at = stop
         connection.rest = data[at:]
+
+    def _perform(self, connection: Connection) -> None:
+        now = monotonic_ns()
+        if now < self.perform_until:
+            self.performed += 1
+            self._send(connection, frame(self.commands_of[connection.stream] % (now, connection.next)))
 
     def _note_position(self, connection: Connection, payload: bytes) -> None:
         message = json.loads(payload)

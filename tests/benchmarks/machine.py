@@ -23,7 +23,9 @@ def describe() -> dict[str, str]:
         "Memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "System": f"{platform.system()} {platform.release()}, loopback",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "Packages": ", ".join(f"{name} {_version(name)}" for name in ("Twisted", "Autobahn", "orjson")),
+        "Packages": ", ".join(
+            f"{name} {_version(name)}" for name in ("Twisted", "Autobahn", "orjson", "grpcio", "protobuf")
+        ),
         "anycable-tx": f"{_version('anycable-tx')}{_commit()}",
     }
 

@@ -11,14 +11,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-__all__ = ["CPUS", "ROOT", "Process", "RunFailed", "Server", "ServerKind", "product", "running", "spawn", "stock"]
+__all__ = [
+    "CPUS",
+    "ROOT",
+    "Process",
+    "RunFailed",
+    "Server",
+    "ServerKind",
+    "product",
+    "rpc",
+    "running",
+    "spawn",
+    "stock",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where twistd finds the controller of the server ``in process``.
+PLUGIN = Path(__file__).resolve().parent / "plugin"
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,12 +113,19 @@ class Process:
 
 @dataclass(frozen=True)
 class ServerKind:
-    """A server to measure. *command* gets the WebSocket port and the publishing port."""
+    """A server to measure. *command* gets the WebSocket port and the publishing port.
+
+    *baseline* is the name of the server that it is compared with: it takes part in the scenarios of that baseline.
+    *backend*, ``grpc`` or ``http``, is the way in which it calls an application. *env* is added to the environment.
+    """
 
     name: str
     command: Callable[[int, int], list[str]]
     sessions: bool = True
     path: str = "/cable"
+    baseline: str = "stock"
+    backend: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 def stock() -> ServerKind:
@@ -127,6 +148,15 @@ def product(name: str, *options: str) -> ServerKind:
         ]
 
     return ServerKind(name, command)
+
+
+def rpc() -> list[ServerKind]:
+    """anycable-tx with somebody to answer commands: a controller of its own, or an application it calls."""
+    name = "in process"
+    path = os.pathsep.join(filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH"))))
+    own = replace(product(name, "--controllers=noauth,streams,bench_echo"), env={"PYTHONPATH": path})
+    backends = [replace(product(impl), backend=impl) for impl in ("grpc", "http")]
+    return [replace(kind, baseline=name) for kind in (own, *backends)]
 
 
 class Server(Process):
@@ -153,26 +183,51 @@ def _accepts(port: int) -> bool:
 
 
 @contextmanager
-def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
-    """A server of this *kind*, listening on both ports; killed on leaving. RunFailed if it does not start."""
-    port, http_port = _free_port(), _free_port()
+def _listening(
+    name: str, command: Sequence[str], cpu: int, ports: Sequence[int], timeout: float, **popen: object
+) -> Iterator[int]:
+    """The process id of a child that listens on *ports*; killed on leaving. RunFailed if it does not start."""
     with tempfile.TemporaryFile() as log:
-        child = spawn(kind.command(port, http_port), CPUS.server, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = spawn(command, cpu, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **popen)
         try:
             end = time.monotonic() + timeout
-            while not (_accepts(port) and _accepts(http_port)):
+            while not all(_accepts(port) for port in ports):
                 if child.poll() is not None or time.monotonic() > end:
-                    raise RunFailed(f"{kind.name} did not start: {_tail(log)}")
+                    raise RunFailed(f"{name} did not start: {_tail(log)}")
                 time.sleep(0.1)
-            server = Server(child.pid, kind, port, http_port)
-            server.wait_until_idle()
             try:
-                yield server
+                yield child.pid
             except (RunFailed, OSError) as failure:
-                raise RunFailed(f"{failure}; the server's last words: {_tail(log)}") from failure
+                raise RunFailed(f"{failure}; last words of {name}: {_tail(log)}") from failure
         finally:
             child.kill()
             child.wait()
+
+
+@contextmanager
+def _backend(impl: str, timeout: float) -> Iterator[list[str]]:
+    """The application behind the server, unless *impl* is empty; gives the options that make the server call it."""
+    if not impl:
+        yield []
+        return
+    port = _free_port()
+    host = f"127.0.0.1:{port}"
+    script = [sys.executable, "-m", "tests.benchmarks.backend", impl, str(port)]
+    with _listening(f"the {impl} backend", script, CPUS.client, [port], timeout):
+        yield [f"--rpc_host={host}" if impl == "grpc" else f"--rpc_host=http://{host}/_anycable"]
+
+
+@contextmanager
+def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
+    """A server of this *kind*, listening on both ports; killed on leaving. RunFailed if it does not start."""
+    port, http_port = _free_port(), _free_port()
+    with _backend(kind.backend, timeout) as options:
+        command = [*kind.command(port, http_port), *options]
+        env = {**os.environ, **kind.env}
+        with _listening(kind.name, command, CPUS.server, [port, http_port], timeout, env=env) as pid:
+            server = Server(pid, kind, port, http_port)
+            server.wait_until_idle()
+            yield server
 
 
 def _tail(log: object, size: int = 1500) -> str:

@@ -1,4 +1,4 @@
-"""The report: Markdown tables of medians, ratios to the stock server, and the targets beside what was reached."""
+"""The report: Markdown tables of medians, ratios to the baseline, and the targets beside what was reached."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def render(
         lines += ["**A quick run: short and few repetitions, good for finding faults, not for quoting.**", ""]
     lines += [
         f"Written by `{command}`; see [how to run and read it](benchmarking.md). Each figure is the median of "
-        f"{repetitions} runs, servers alternating. In parentheses: the ratio to `stock`, the plain Autobahn server.",
+        f"{repetitions} runs, servers alternating. In parentheses: the ratio to `stock`, the plain Autobahn server, "
+        "where no other baseline is named.",
         "",
         "| | |",
         "|---|---|",
@@ -50,7 +51,10 @@ def render(
         *_targets(chosen, results, product),
     ]
     for scenario in chosen:
-        lines += ["", f"## {scenario.name}: {scenario.title}", "", *_table(scenario, results[scenario.name])]
+        lines += ["", f"## {scenario.name}: {scenario.title}", ""]
+        if scenario.baseline != "stock":
+            lines += [f"In parentheses: the ratio to `{scenario.baseline}`.", ""]
+        lines += _table(scenario, results[scenario.name])
         for name, result in results[scenario.name].items():
             for failure in result.failures:
                 lines += ["", f"- `{name}` failed: {' '.join(failure.split())[:600]}"]
@@ -61,7 +65,7 @@ def _targets(chosen: Sequence[Scenario], results: Results, product: str) -> list
     lines = ["| Scenario | Figure | Target | Reached | Met |", "|---|---|---|---|---|"]
     for scenario in chosen:
         row = results[scenario.name]
-        base = BARE if scenario.bare_handshake else "stock"
+        base = BARE if scenario.bare_handshake else scenario.baseline
         for figure, target in scenario.targets.items():
             value = _median(row, product, figure)
             if figure in ABSOLUTE:
@@ -82,12 +86,13 @@ def _table(scenario: Scenario, row: dict[str, Result]) -> list[str]:
         "| Server | " + " | ".join(HEADINGS[figure] for figure in scenario.figures) + " |",
         "|---" * (len(scenario.figures) + 1) + "|",
     ]
+    base = scenario.baseline
     for name, result in row.items():
         cells = []
         for figure in scenario.figures:
             value = result.median(figure)
             text = "failed" if result.failures else _number(value)
-            ratio = _ratio(value, _median(row, "stock", figure)) if figure in COMPARED and name != "stock" else None
+            ratio = _ratio(value, _median(row, base, figure)) if figure in COMPARED and name != base else None
             cells.append(text if ratio is None else f"{text} ({ratio:.2f}x)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

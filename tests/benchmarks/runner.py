@@ -60,6 +60,7 @@ def run_all(chosen: Sequence[Scenario], kinds: Sequence[ServerKind], size: Size,
 
 
 def _entrants(scenario: Scenario, kinds: Sequence[ServerKind]) -> list[tuple[ServerKind, Scenario]]:
+    kinds = [kind for kind in kinds if kind.baseline == scenario.baseline]
     entrants = [(kind, scenario) for kind in kinds if kind.sessions or not scenario.needs_sessions]
     if scenario.bare_handshake:
         bare = dataclasses.replace(scenario, run=partial(scenarios.connect, bare=True))

@@ -32,7 +32,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row group of the report. *figures* names, in order, what *run* returns."""
+    """One row group of the report. *figures* names, in order, what *run* returns.
+
+    *baseline* is the server that ratios are to; only servers of that baseline take part.
+    """
 
     name: str
     title: str
@@ -41,6 +44,7 @@ class Scenario:
     needs_sessions: bool = False
     bare_handshake: bool = False
     in_quick: bool = True
+    baseline: str = "stock"
     targets: dict[str, float] = field(default_factory=dict)
 
 
@@ -161,6 +165,28 @@ def resume(server: Server, size: Size, missed: int = 5, streams: int = 10) -> Fi
     }
 
 
+def rpc(connections: int, server: Server, size: Size) -> Figures:
+    """Commands that are answered with an echo; each of *connections* has one under way at any time."""
+    with load_client(server) as client:
+        client.connect(connections, ["r"], channel="Chat")
+        client.call(
+            "perform", seconds=size.seconds / 5
+        )  # until the server has the connections and the turns it wants
+        server.wait_until_idle()
+        client.call("start")
+        before = server.cpu()
+        performed = client.call("perform", seconds=size.seconds)
+        cpu = server.cpu() - before
+        total = performed["performed"]
+        seen = client.finish(total, timeout=5)
+    return {
+        "cpu_us": cpu / total * 1e6,
+        "p50_ms": seen["p50"],
+        "p99_ms": seen["p99"],
+        "per_second": total / performed["seconds"],
+    }
+
+
 def _publish_everywhere(server: Server, templates: list[Template], count: int) -> None:
     publisher = Publisher(server.http_port)
     try:
@@ -229,5 +255,12 @@ SCENARIOS = (
         ("cut_us", "cpu_us", "per_second", "client_percent"),
         resume,
         needs_sessions=True,
+    ),
+    Scenario(
+        "rpc",
+        "commands answered by the backend, one at a time on each of 50 connections",
+        DELIVERY,
+        partial(rpc, 50),
+        baseline="in process",
     ),
 )

@@ -57,6 +57,7 @@ GAUGES: dict[str, str] = {
     "clients_uniq_num": "distinct connection identifiers among them",
     "broadcast_streams_num": "streams with at least one local subscriber",
     "rpc_pending_num": "calls to the backend that wait for their turn",
+    "grpc_active_conn_num": "connections to backends over gRPC",
     "rpc_capacity_num": "calls the backend is given at a time, where that adapts to it",
     "disconnect_queue_size": "ends of sessions the backend has not been told of yet",
 }

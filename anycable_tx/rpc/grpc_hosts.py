@@ -186,13 +186,13 @@ class Hosts:
     async def wait(self, until: float | None) -> Channel:
         """The first channel that becomes ready, up to *until* in the loop's time.
 
-        Raises CallFailed: UNAVAILABLE when no host can be reached, but BREAKER if that was so before and they were
-        tried out of turn already; TIMEOUT. Nothing was sent then.
+        Raises CallFailed: UNAVAILABLE when no host can be reached, but UNREACHABLE if that was so before and they
+        were tried out of turn already; TIMEOUT. Nothing was sent then.
         """
         if not self._closed and self._all_failing():
             fresh = [channel for channel in self._channels if not channel.recovering]
             if not fresh:
-                raise CallFailed(Code.BREAKER, self.problem(), delivered=False)
+                raise CallFailed(Code.UNREACHABLE, self.problem(), delivered=False)
             for channel in fresh:
                 channel.reset()
         try:

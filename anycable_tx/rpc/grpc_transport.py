@@ -179,4 +179,6 @@ def create(settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> GrpcT
         raise ConfigurationError("rpc_tls_verify: TLS through a unix: address is always checked; accepted: true")
     # Read even if nothing is checked with them: a wrong value is found before somebody relies on it.
     pem = authorities(settings) if addresses.tls else None
-    return GrpcTransport(settings, addresses, pem)
+    transport = GrpcTransport(settings, addresses, pem)
+    metrics.gauge("grpc_active_conn_num", transport.connections)
+    return transport

@@ -130,7 +130,7 @@ class HttpTransport:
         admitted = self._breaker.admit(self._reactor.seconds())
         if admitted is None:
             text = self.problem() or f"calls to {self._place} failed; the first few of new ones are not over yet"
-            raise CallFailed(Code.BREAKER, text, delivered=False)
+            raise CallFailed(Code.UNREACHABLE, text, delivered=False)
         try:
             reply = await self._limited(method, post, sid, min(within or self._attempt_time, self._attempt_time))
         except CallFailed:
@@ -150,7 +150,7 @@ class HttpTransport:
         elif 0 < status < 500 or (method == "restore" and status in NO_METHOD):
             self._breaker.succeeded(admitted, now)
         elif self._breaker.failed(admitted, now):
-            _log.warn("{problem}", problem=self.problem(), attrs={"context": "rpc", "reason": Code.BREAKER.value})
+            _log.warn("{problem}", problem=self.problem(), attrs={"context": "rpc", "reason": Code.UNREACHABLE.value})
 
     async def _limited(self, method: str, post: _Post, sid: str, seconds: float) -> RpcReply:
         """The exchange, ended when its time is up."""

@@ -41,7 +41,7 @@ class Code(Enum):
     #: The connection it was for has ended before it was made.
     CANCELED = "canceled"
     #: The backend is known to be out of reach: for a while no call is even tried.
-    BREAKER = "unreachable"
+    UNREACHABLE = "unreachable"
 
 
 class CallFailed(ControllerError):

@@ -16,10 +16,14 @@ IMPLEMENTATIONS = ("grpc", "http")
 
 
 class Backend:
-    """*app* behind a server of its own. A context manager; ``options`` make a server call it."""
+    """*app* behind a server of its own. A context manager; ``options`` make a server call it.
 
-    def __init__(self, impl: str, app: Application) -> None:
+    Over gRPC it handles so many calls at a time as it has *threads*, over HTTP all of them.
+    """
+
+    def __init__(self, impl: str, app: Application, *, threads: int = 8) -> None:
         self.app = app
+        self._threads = threads
         self._impl = impl
         self._port = free_port()
         self._running: AbstractContextManager[object] | None = None
@@ -28,8 +32,10 @@ class Backend:
 
     def start(self) -> None:
         """Serve on the port it had before."""
-        make = GrpcApp if self._impl == "grpc" else HttpApp
-        self._running = make(self.app, port=self._port)
+        if self._impl == "grpc":
+            self._running = GrpcApp(self.app, port=self._port, threads=self._threads)
+        else:
+            self._running = HttpApp(self.app, port=self._port)
         self._running.__enter__()
 
     def stop(self) -> None:

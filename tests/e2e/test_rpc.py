@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -213,3 +215,56 @@ def test_a_stop_reports_the_end_of_every_session(backend: Backend) -> None:
         log = cable.log
     assert len(backend.app.of("connect")) == len(backend.app.of("disconnect")) == 50
     assert "ended sessions, dropped 0" in log
+
+
+class Crowded(Application):
+    """Takes its time, and knows how many calls it has at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._chance = random.Random(1)
+        self.running = self.most = 0
+        self.seen: dict[str, list[int]] = {}
+
+    def command(self, request: dict[str, Any], sid: str) -> dict[str, Any] | None:
+        if request["command"] != "message":
+            return super().command(request, sid)
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.seen.setdefault(sid, []).append(json.loads(request["data"])["n"])
+            pause = self._chance.random() * 0.01
+        time.sleep(pause)
+        with self._lock:
+            self.running -= 1
+        return {"status": 1, "transmissions": [json.dumps({"identifier": request["identifier"], "message": sid})]}
+
+
+@pytest.mark.statement("CP-44", "RA-26")
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_10000_commands_of_200_sessions_keep_their_order_and_28_run_at_a_time(impl: str) -> None:
+    app = Crowded()
+
+    async def talk(url: str) -> None:
+        clients = [CableClient(url, name=f"client-{n}") for n in range(200)]
+        for client in clients:
+            await client.connect()
+            await client.subscribe(ROOM, streams=["a"])
+        for n in range(50):
+            for client in clients:
+                await client.perform(ROOM, "count", n=n)
+        deadline = time.monotonic() + 60
+        while (arrived := sum(map(len, list(app.seen.values())))) < 10_000 or app.running:
+            assert time.monotonic() < deadline, f"{arrived} commands arrived"
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
+        for client in clients:
+            assert sum(frame.get("message") == client.sid for frame in client.frames) == 50
+            await client.close()
+
+    with Backend(impl, app, threads=64) as backend, server(*backend.options) as cable:
+        asyncio.run(talk(cable.url))
+    assert len(app.seen) == 200
+    assert all(seen == list(range(50)) for seen in app.seen.values())
+    assert app.most == 28

@@ -258,9 +258,9 @@ class TestConnections:
         async with client(free_port()) as it:
             failures = [await it.failure() for _ in range(5)]
             reasons = [failed.reason for failed in failures]
-            assert set(reasons[:2]) <= {Code.UNAVAILABLE, Code.BREAKER}
+            assert set(reasons[:2]) <= {Code.UNAVAILABLE, Code.UNREACHABLE}
             assert reasons[0] is Code.UNAVAILABLE
-            assert reasons[2:] == [Code.BREAKER] * 3
+            assert reasons[2:] == [Code.UNREACHABLE] * 3
             assert not any(failed.delivered for failed in failures)
 
     @pytest.mark.statement("RA-41")
@@ -321,7 +321,7 @@ class TestConnections:
                 await asyncio.to_thread(application.begun.wait, 10)
                 stopping = app._server.stop(10)  # takes no more calls
                 await it.until(it.transport.problem)
-                while (await it.failure()).reason is not Code.BREAKER:  # the channel was made anew
+                while (await it.failure()).reason is not Code.UNREACHABLE:  # the channel was made anew
                     pass
                 application.go_on.set()
                 assert (await asked(slow)).status == 1

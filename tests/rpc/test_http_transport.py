@@ -595,7 +595,7 @@ def test_after_ten_failures_no_call_is_made_for_five_seconds(make, ask, fail, re
         assert fail(transport).reason is Code.UNAVAILABLE
     server = serve(answer(), port=port)
     error = fail(transport)
-    assert (error.reason, error.delivered) == (Code.BREAKER, False)
+    assert (error.reason, error.delivered) == (Code.UNREACHABLE, False)
     assert not server.received
     assert f"calls to http://127.0.0.1:{port} failed so often" in transport.problem()
     assert [event["attrs"] for event in logged if "problem" in event] == [{"context": "rpc", "reason": "unreachable"}]
@@ -610,8 +610,8 @@ def test_server_errors_open_the_breaker(make, fail, serve, status: str):
     server = serve(answer("", status))
     transport = make(server.url)
     for _ in range(10):
-        assert fail(transport).reason is not Code.BREAKER
-    assert fail(transport).reason is Code.BREAKER
+        assert fail(transport).reason is not Code.UNREACHABLE
+    assert fail(transport).reason is Code.UNREACHABLE
     assert len(server.received) == 10
 
 
@@ -620,7 +620,7 @@ def test_server_errors_open_the_breaker(make, fail, serve, status: str):
 def test_other_answers_do_not_open_the_breaker(make, fail, serve, text: str):
     transport = make(serve(answer("no json", text)).url)
     for _ in range(12):
-        assert fail(transport).reason is not Code.BREAKER
+        assert fail(transport).reason is not Code.UNREACHABLE
 
 
 def test_oversized_answers_do_not_open_the_breaker(make, fail, serve):

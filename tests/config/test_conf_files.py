@@ -49,3 +49,12 @@ def test_the_playground_is_open() -> None:
     settings = _load("public.yml")
     assert (settings["noauth"], settings["public_streams"], settings["broadcast_key"]) == (True, True, "")
     assert len(settings.notices) == 1
+
+
+def test_the_backend_is_asked_over_grpc_unless_told_otherwise() -> None:
+    settings = _load("backend.yml")
+    assert settings.notices == ()
+    assert (settings["rpc_impl"], settings["disconnect_mode"]) == ("grpc", "deferred")
+    assert settings["controllers"] == ("streams", "grpc")
+    settings = _load("backend.yml", ANYCABLE_RPC_HOST="http://localhost:3000/_anycable", ANYCABLE_SECRET="s")
+    assert settings["controllers"] == ("jwt", "streams", "http")

@@ -268,3 +268,88 @@ def test_10000_commands_of_200_sessions_keep_their_order_and_28_run_at_a_time(im
     assert len(app.seen) == 200
     assert all(seen == list(range(50)) for seen in app.seen.values())
     assert app.most == 28
+
+
+class Remembering(Chat):
+    """Has something to say about sessions that come back."""
+
+    def __init__(self, reply: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.reply = reply
+
+    def restore(self, request: dict[str, Any], sid: str) -> dict[str, Any] | None:
+        return self.reply
+
+
+async def come_back(cable: Server, times: int = 1) -> tuple[CableClient, list[bool]]:
+    """A subscribed client that loses its connection, and whether it was resumed each time."""
+    client = CableClient(cable.url)
+    await client.connect()
+    await client.subscribe(ROOM, streams=["a"])
+    resumed = []
+    for _ in range(times):
+        await client.cut()
+        resumed.append(await client.resume())
+    await asyncio.sleep(0.5)
+    return client, resumed
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("mode", ["notify", "verify"])
+def test_the_backend_may_change_a_session_that_comes_back(impl: str, mode: str) -> None:
+    changes = {
+        "status": 1,
+        "transmissions": ['{"type":"hello again"}'],
+        "env": {"cstate": {"n": "2"}, "istate": {ROOM: '{"seen":"41"}'}},
+        "streams": [{"identifier": ROOM, "streams": ["more"]}],
+    }
+
+    async def run(cable: Server) -> None:
+        client, resumed = await come_back(cable)
+        assert resumed == [True]
+        assert any(frame.get("type") == "hello again" for frame in client.frames)
+        with cable.publisher() as publisher:
+            await asyncio.to_thread(publisher.publish, "more", id="of another stream")
+        await client.perform(ROOM, "count")
+        await asyncio.sleep(0.5)
+        messages = [f["message"]["id"] for f in client.frames if f.get("identifier") == ROOM and "message" in f]
+        assert sorted(messages) == ["count-42", "of another stream"]
+        await client.close()
+
+    with Backend(impl, Remembering(changes)) as backend:
+        with server(*backend.options, *RESUMABLE, f"--rpc_restore={mode}", "--disconnect_mode=deferred") as cable:
+            asyncio.run(run(cable))
+        [request] = backend.app.of("restore")
+        [(_, _, before)] = [asked for asked in backend.app.asked if asked[0] == "connect"]
+        assert (request["prev_sid"], request["subscriptions"]) == (before, [ROOM])
+        assert request["identifiers"] == json.dumps({"user": before})
+        assert json.loads(request["env"]["istate"][ROOM])["seen"] == "0"
+        assert not request.get("disconnect_notified")
+        assert len(backend.app.of("disconnect")) == 1
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_the_backend_may_refuse_a_session_that_comes_back(impl: str) -> None:
+    async def run(cable: Server) -> None:
+        client, resumed = await come_back(cable)
+        assert resumed == [False]
+        await client.close()
+
+    with Backend(impl, Remembering({"status": 2})) as backend:
+        with server(*backend.options, *RESUMABLE, "--rpc_restore=verify", "--disconnect_mode=deferred") as cable:
+            asyncio.run(run(cable))
+        assert len(backend.app.of("connect")) == len(backend.app.of("disconnect")) == 2
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_backend_that_does_not_know_of_restores_is_asked_once(impl: str) -> None:
+    async def run(cable: Server) -> None:
+        client, resumed = await come_back(cable, times=3)
+        assert resumed == [True] * 3
+        await client.close()
+
+    with Backend(impl, Remembering(None)) as backend:
+        with server(*backend.options, *RESUMABLE, "--rpc_restore=verify") as cable:
+            asyncio.run(run(cable))
+            assert cable.log.count("the backend has no restore") == 1
+        assert len(backend.app.of("restore")) == 1

@@ -17,11 +17,14 @@ def _load(name: str, **env: str) -> Settings:
     return load_settings([f"--config_path=conf/{name}"], env, str(ROOT))
 
 
+SHIPPED = ("anycable.yml", "backend.yml", "public.yml", "standalone.yml")
+
+
 def test_every_shipped_configuration_is_loaded_here() -> None:
-    assert {path.name for path in (ROOT / "conf").glob("*.yml")} == {"anycable.yml", "standalone.yml", "public.yml"}
+    assert {path.name for path in (ROOT / "conf").glob("*.yml")} == set(SHIPPED)
 
 
-@pytest.mark.parametrize("name", ["anycable.yml", "standalone.yml", "public.yml"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configurations_are_strict(name: str) -> None:
     assert _load(name)["strict"]
 

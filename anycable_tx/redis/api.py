@@ -61,6 +61,9 @@ class Subscriber(Protocol):
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Done when Redis has confirmed, or the connection is gone."""
 
+    def move(self, why: str) -> None:
+        """Leave the connection, which is of no use any more, and make another at once."""
+
     async def stop(self) -> None:
         """Close it for good."""
 
@@ -72,6 +75,9 @@ class Redis(Protocol):
     failed with RedisUnavailable the outcome is unknown. Nothing waits for a connection to come back: what is asked
     while there is none fails at once, except during the first second of an outage.
     """
+
+    #: Where it connects to, for people and without secrets.
+    log_name: str
 
     async def start(self) -> None:
         """Begin to connect, and wait up to five seconds for that; it goes on trying for ever, with jitter."""

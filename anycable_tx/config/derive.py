@@ -40,6 +40,7 @@ def derive(draft: Draft) -> None:
         _certificate,
         _backend,
         _providers,
+        _channels,
         _node,
     ):
         step(draft)
@@ -210,12 +211,27 @@ def _providers(draft: Draft) -> None:
                 "nobody can connect: there is no secret to check tokens with and no backend to ask; give secret, "
                 "jwt_secret or rpc_host, or noauth to let everybody in"
             )
+    if draft["broker"] == "redis" and draft["pubsub"] != "redis":
+        raise draft.error("pubsub", "the broker redis hands messages on over Redis; leave pubsub out, or give redis")
     providers.find("broker", draft["broker"])
     providers.find("pubsub", draft["pubsub"])
     for name in draft["broadcast_adapter"]:
         providers.find("broadcaster", name)
     for name in draft["controllers"]:
         providers.find("controller", name)
+
+
+def _channels(draft: Draft) -> None:
+    """Publications and the commands between nodes are not heard on one channel (CO-20)."""
+    if "redis" not in draft["broadcast_adapter"]:
+        return
+    internal = draft["redis_internal_channel"]
+    if internal == draft["redis_channel"]:
+        draft.put("redis_internal_channel", f"{internal}-int")
+        draft.notices.append(
+            "the same Redis channel is given for broadcasts and for pub/sub: the latter becomes "
+            f"{draft['redis_internal_channel']}"
+        )
 
 
 def _node(draft: Draft) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import orjson
@@ -79,9 +80,14 @@ def _get(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """The value under *key* or its alias, *default* without one."""
     value = values.get(key)
     if value is None and "_" in key:
-        first, *others = key.split("_")
-        value = values.get(first + "".join(other.capitalize() for other in others))
+        value = values.get(_alias(key))
     return default if value is None else value
+
+
+@cache
+def _alias(key: str) -> str:
+    first, *others = key.split("_")
+    return first + "".join(other.capitalize() for other in others)
 
 
 def _object(key: str, value: Any) -> dict[str, Any]:

@@ -34,7 +34,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     return loaded
 
 
-REDIS = (Option("redis_url", default="redis://localhost:6379", key="redis.url", env=("REDIS_URL",), section="Redis"),)
 NATS = (
     Option("nats_servers", "list", ("nats://127.0.0.1:4222",), key="nats.servers", section="NATS"),
     Option("embed_nats", "bool", False, key="embedded_nats.enabled", section="NATS"),
@@ -54,10 +53,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def cluster(install: Callable[..., None]) -> None:
-    """Providers of Redis and NATS, in name."""
-    kinds = [("broker", "redis"), ("pubsub", "redis"), ("broadcaster", "redisx"), ("broadcaster", "redis")]
+    """Providers of NATS, in name."""
     nats = ["broker", "pubsub", "broadcaster"]
-    install(
-        *(Provider(kind, name, "nowhere:create", options=REDIS) for kind, name in kinds),
-        *(Provider(kind, "nats", "nowhere:create", options=NATS) for kind in nats),
-    )
+    install(*(Provider(kind, "nats", "nowhere:create", options=NATS) for kind in nats))

@@ -62,9 +62,7 @@ def test_secret_none_is_no_secret() -> None:
     settings = defaults(secret="none", node_id="n")
     assert settings == defaults(node_id="n")
     assert settings["http_broadcast_port"] == 8090
-    assert all(settings[option.name] in ("", ()) for option in settings.schema.live if option.secret), (
-        "some secret is there"
-    )
+    assert all(settings[option.name] == option.default for option in settings.schema.live if option.secret)
     assert settings["controllers"] == ("streams", "null")
 
 
@@ -284,6 +282,23 @@ def test_pubsub_follows_redis_unless_it_is_given(load: Load, cluster: None) -> N
     assert load("--broadcast_adapter=redis")["pubsub"] == "none"
     assert load("--redis_url=r", "--pubsub=none")["pubsub"] == "none"
     assert load("--redis_url=r", "--pubsub=nats")["pubsub"] == "nats"
+
+
+def test_the_broker_redis_needs_its_bus(load: Load) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--pubsub: the broker redis hands messages on over Redis"):
+        load("--broker=redis", "--pubsub=none")
+
+
+@pytest.mark.statement("CO-20", "BR-32")
+def test_publications_and_commands_have_channels_of_their_own(load: Load) -> None:
+    file = {"redis_pubsub": {"channel": "__anycable__"}}
+    settings = load("--broadcast_adapter=redis", "--secret=s", file=file)
+    assert settings["redis_internal_channel"] == "__anycable__-int"
+    assert "the same Redis channel is given for broadcasts and for pub/sub" in settings.notices[-1]
+    assert (
+        load("--broadcast_adapter=redis", "--secret=s", file={})["redis_internal_channel"] == "__anycable_internal__"
+    )
+    assert load("--secret=s", file=file)["redis_internal_channel"] == "__anycable__"
 
 
 def test_secrets_of_providers_have_files_and_can_be_none(load: Load, install: Callable[..., None]) -> None:

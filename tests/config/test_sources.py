@@ -177,12 +177,12 @@ def test_empty_files_and_keys_without_values_count_as_absent(load: Load) -> None
 
 @pytest.mark.statement("CO-8")
 def test_an_unknown_key_is_a_notice_and_with_strict_an_error(load: Load) -> None:
-    file: dict[str, Any] = {"server": {"prot": 1}, "redis": {"url": "x", "pool": {"big": True}}, "on": []}
+    file: dict[str, Any] = {"server": {"prot": 1}, "nats": {"servers": "x", "pool": {"big": True}}, "on": []}
     settings = load(file=file)
     assert [notice for notice in settings.notices if "no key" in notice] == [
+        "conf/anycable.yml: there is no key nats.pool.big",
+        "conf/anycable.yml: there is no key nats.servers",
         "conf/anycable.yml: there is no key on",
-        "conf/anycable.yml: there is no key redis.pool.big",
-        "conf/anycable.yml: there is no key redis.url",
         "conf/anycable.yml: there is no key server.prot; did you mean server.port?",
     ]
     with pytest.raises(ConfigurationError, match=r"there is no key server.prot"):

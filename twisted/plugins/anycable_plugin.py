@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-from anycable_tx.config.declarations import rpc_transports
+from anycable_tx.config.declarations import redis, rpc_transports
 from anycable_tx.config.option import Option
 from anycable_tx.providers import Provider
 
@@ -28,6 +28,14 @@ memory_broker = Provider(
     ),
 )
 no_broker = Provider("broker", "none", "anycable_tx.brokers.none:create")
+redis_broker = Provider("broker", "redis", "anycable_tx.brokers.redis:create", options=redis.CONNECTION)
+redis_pubsub = Provider("pubsub", "redis", "anycable_tx.pubsub.redis:create", options=redis.PUBSUB)
+redisx_broadcaster = Provider(
+    "broadcaster", "redisx", "anycable_tx.broadcasters.redisx:create", options=redis.STREAM_BROADCASTER
+)
+redis_broadcaster = Provider(
+    "broadcaster", "redis", "anycable_tx.broadcasters.redis:create", options=redis.LEGACY_BROADCASTER
+)
 local_pubsub = Provider("pubsub", "none", "anycable_tx.pubsub.local:create")
 http_broadcaster = Provider(
     "broadcaster",

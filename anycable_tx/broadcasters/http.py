@@ -92,6 +92,10 @@ class HTTPBroadcaster:
     async def start(self) -> None:
         """Nothing to do: the path is routed, and requests come once the port is open."""
 
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""
+
     async def stop(self) -> None:
         """Take no more requests; done when those taken have ended, at the latest after ``broadcast_hold``."""
         self._resource.stopped = True

@@ -72,16 +72,18 @@ class Ingest:
 
     Requests that share a stream are worked off in the order of their arrival, and each one's publications one
     after the other (P1, P6). While the broker is unavailable a request is tried again for up to *hold* seconds,
-    those behind it wait, and past MAX_HELD of them or MAX_HELD_BYTES new ones are refused at once.
+    those behind it wait, and past MAX_HELD of them or MAX_HELD_BYTES new ones are refused at once, unless the
+    broadcaster keeps a bound itself (*bounded* is False).
     """
 
     _log = Logger()
 
-    def __init__(self, node: Any, reactor: Any, metrics: Metrics, hold: float) -> None:
+    def __init__(self, node: Any, reactor: Any, metrics: Metrics, hold: float, *, bounded: bool = True) -> None:
         self._node = node
         self._reactor = reactor
         self._metrics = metrics
         self._hold_for = hold
+        self._bounded = bounded
         #: Stream -> the turn of the last request for it.
         self._tails: dict[str, _Turn] = {}
         self._pending = 0
@@ -185,7 +187,7 @@ class Ingest:
         if job.held:
             return
         if self._retrying:
-            if self._held >= MAX_HELD or self._held_bytes + job.size > MAX_HELD_BYTES:
+            if self._bounded and (self._held >= MAX_HELD or self._held_bytes + job.size > MAX_HELD_BYTES):
                 raise BrokerUnavailable("the broker is unavailable and too many publications are held already")
             self._metrics.count("held_publications_total")
         job.held = True

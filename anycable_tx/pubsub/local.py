@@ -26,6 +26,10 @@ class LocalPubSub:
     async def stop(self) -> None:
         """Nothing to disconnect from."""
 
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""
+
     async def subscribe(self, stream: str) -> None:
         """Every message reaches the node anyway."""
 

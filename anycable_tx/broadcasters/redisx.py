@@ -1,0 +1,419 @@
+"""Publications from a Redis stream, read by a consumer group and acknowledged once they are stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
+
+from anycable_tx.background import Background, sleep
+from anycable_tx.broadcasters.redisx_entries import Acknowledgements, Fields, Morgue, Tenure
+from anycable_tx.broadcasters.redisx_leader import Lease, lease_key
+from anycable_tx.cable.ids import new_node_id
+from anycable_tx.errors import BrokerUnavailable
+from anycable_tx.interfaces import IBroadcaster, ProviderContext
+from anycable_tx.redis.api import Link, Redis, RedisError, RedisUnavailable, Script
+from anycable_tx.redis.client import shared
+
+__all__ = ["RedisStreamBroadcaster", "create"]
+
+#: Reads entries nobody has read, and answers [last id that was read, entries], the id only where there are none; or
+#: 0 if KEYS[2], the lease, is another's. What is blocked in Redis for a node that stopped would still be handed to
+#: it after another took over, so nothing that blocks takes entries.
+_TAKE = Script("""
+if KEYS[2] and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end
+local read = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+if read and read.err then return read end
+if read then return {'', read[1][2]} end
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local known = {}
+  for i = 1, #group, 2 do known[group[i]] = group[i + 1] end
+  if known['name'] == ARGV[1] then return {known['last-delivered-id'], {}} end
+end
+return {'0-0', {}}
+""")
+
+#: At most so many entries are read at a time, and no more while so many, or so many bytes, are not finished (P7).
+BATCH = 128
+MAX_UNFINISHED = 1024
+MAX_UNFINISHED_BYTES = 32 * 1024 * 1024
+
+#: Seconds. An entry that nobody has claimed for IDLE is claimed; what is in hand is claimed anew each HOLD_ON, and
+#: relied on no longer than TRUST after that.
+IDLE = 15.0
+HOLD_ON = 5.0
+TRUST = 12.0
+CLAIM_EACH = 2.0
+#: A node that is not the leader asks so often whether it may be.
+STANDBY = 1.0
+TICK = 0.5
+#: Redis has so much longer to answer a read than the read may take.
+PATIENCE = 5.0
+#: Reading that does not succeed for so long is a problem.
+DEAF_AFTER = 5.0
+#: A stop waits so long for what is in hand.
+FINISH = 5.0
+#: Consumers with nothing pending that were idle for so many seconds are removed; looked for so often.
+STALE = 3600.0
+TIDY_EACH = 600.0
+
+
+def create(context: ProviderContext) -> RedisStreamBroadcaster:
+    """The provider's factory."""
+    return RedisStreamBroadcaster(context)
+
+
+@implementer(IBroadcaster)
+class RedisStreamBroadcaster(Background):
+    """Reads ``redisx_stream`` as a consumer of ``redisx_group``: each entry's field ``payload`` is a publication.
+
+    An entry is acknowledged, and deleted, after everything in it is stored (P6); what a node left unfinished is
+    finished by another. Redis and the broker may be away as long as they like: nothing is given up. With
+    ``redisx_mode=leader`` one node reads and the others stand by, so that entries are published in the order they
+    were added; with ``shared`` all read, and only those that one node took are in order.
+    """
+
+    def __init__(self, context: ProviderContext, redis: Redis | None = None) -> None:
+        super().__init__(context.reactor, context.metrics)
+        settings = context.settings
+        self._node = context.node
+        self._redis = redis or shared(context)
+        self._stream: str = settings["redisx_stream"]
+        self._group: str = settings["redisx_group"]
+        self._block: int = settings["redisx_read_block_milliseconds"]
+        self._lenient = bool(settings.get("broadcast_lenient", True))
+        self.consumer = new_node_id()
+        self._attrs = {
+            "context": "broadcast", "provider": "redisx", "consumer": self.consumer, "stream": self._stream,
+        }  # fmt: skip
+        self._lease: Lease | None = None
+        if settings["redisx_mode"] == "leader":
+            self._lease = Lease(self._redis, self.reactor, lease_key(self._stream), self.consumer)
+        self._done = Acknowledgements(self._redis, self.reactor, self.metrics, self._stream, self._group)
+        self._morgue = Morgue(self._redis, self._stream)
+        self._tenure: Tenure | None = None
+        #: There was a group once, and there is one now.
+        self._had_group = self._has_group = False
+        #: Entries may be pending in this consumer's name that are not in hand.
+        self._uncollected = False
+        #: What is pending in others' names is to be claimed at once.
+        self._takes_over = False
+        self._cursor: bytes | str = "0-0"
+        self._claim_at = self._tidy_at = 0.0
+        #: When what is in hand was last known to be this consumer's.
+        self._asserted = 0.0
+        self._largest = 1
+        self._link: Link | None = None
+        self._nap: Deferred[None] | None = None
+        self._stopping = False
+        self._ended: Deferred[None] = Deferred()
+        self._error: Exception | None = None
+        self._failing_since = 0.0
+        self.announcement = f"Starting Redis broadcaster at {self._redis.log_name}"
+
+    def problem(self) -> str:
+        """Why publications may not be heard, '' when all is well; standing by is well."""
+        if self._error is None or self.reactor.seconds() - self._failing_since < DEAF_AFTER:
+            return ""
+        return f"the Redis stream {self._stream!r} is not read: {self._error}"
+
+    async def start(self) -> None:
+        """The group exists if Redis is there; else it is made as soon as it is. Then entries are read."""
+        await self._redis.start()
+        try:
+            await self._make_group()
+        except BrokerUnavailable as e:
+            self._failed(e)
+        self.spawn(self._read())
+        self.spawn(self._keep())
+
+    async def stop(self) -> None:
+        """Read no more, finish what is in hand if that succeeds soon, and leave the rest to others.
+
+        The consumer is removed only if nothing is pending in its name: what is would be lost with it.
+        """
+        self._stopping = True
+        self._wake()
+        await self._ended
+        tenure = self._tenure
+        if tenure is not None:
+            await self._within(FINISH, lambda: tenure.ended or not tenure.in_hand)
+            tenure.end()
+        await self._within(1.0, lambda: not self._done)
+        self.cancel_all()
+        if tenure is not None:
+            tenure.cancel_all()
+        self._done.cancel_all()
+        try:
+            await self._leave()
+        except BrokerUnavailable as e:
+            self.log.warn("cannot leave the consumer group: {error}", error=e, attrs=self._attrs)
+        await self._redis.stop()
+
+    async def _leave(self) -> None:
+        if self._lease is not None and self._tenure is not None:
+            await self._lease.release()
+        pending = await self._execute("XPENDING", self._stream, self._group, "-", "+", 1, self.consumer)
+        if not pending:
+            await self._execute("XGROUP", "DELCONSUMER", self._stream, self._group, self.consumer)
+
+    async def _within(self, seconds: float, condition: Callable[[], bool]) -> None:
+        until = self.reactor.seconds() + seconds
+        while not condition() and self.reactor.seconds() < until:
+            await sleep(self.reactor, 0.02)
+
+    # -- reading
+
+    async def _read(self) -> None:
+        delay = 0.0
+        try:
+            while not self._stopping:
+                try:
+                    await self._pass()
+                except CancelledError:
+                    raise
+                except Exception as e:
+                    self._drop_link()
+                    if isinstance(e, RedisError) and e.kind == "NOGROUP" and self._has_group:
+                        self.log.warn("the consumer group is gone: it is made again", attrs=self._attrs)
+                        self._has_group = False
+                        continue
+                    if not isinstance(e, BrokerUnavailable):
+                        self.metrics.count("internal_errors_total")
+                        self.log.failure("reading the Redis stream failed", attrs=self._attrs)
+                    self._failed(e)
+                    delay = min(max(0.25, 2 * delay), 5.0)
+                    await self._rest(delay * random.uniform(0.5, 1))
+                else:
+                    self._succeeded()
+                    delay = 0.0
+        finally:
+            self._drop_link()
+            self._ended.callback(None)
+
+    async def _pass(self) -> None:
+        """One step: take the lead, collect what was left unfinished, read, or wait for more."""
+        if not self._has_group:
+            await self._make_group()
+        tenure = self._tenure
+        if tenure is None or tenure.ended:
+            tenure = await self._begin()
+            if tenure is None:
+                self._succeeded()
+                await self._rest(STANDBY)
+                return
+        if self._takes_over:
+            await self._claim_all()
+        elif self.reactor.seconds() >= self._claim_at:
+            await self._claim(IDLE)
+        if self._uncollected:
+            await self._collect(tenure)
+        if not await self._room(tenure):
+            return
+        last = await self._take(tenure)
+        if last and not self._stopping:
+            await self._more_than(last)
+
+    async def _begin(self) -> Tenure | None:
+        """A new tenure, or None while another node leads."""
+        lease = self._lease
+        if lease is None:
+            self._asserted = self.reactor.seconds()
+            holds: Callable[[], bool] = self._trusts
+        else:
+            if not await lease.acquire():
+                return None
+            self.log.info("reading the Redis stream, as the one that does", attrs=self._attrs)
+            holds = self._leads
+        self._tenure = tenure = Tenure(
+            self._node, self.reactor, self.metrics,
+            stream=self._stream, lenient=self._lenient, holds=holds, done=self._done, morgue=self._morgue,
+        )  # fmt: skip
+        # Entries come in their order only if everything that was read before is finished first.
+        self._takes_over = lease is not None
+        self._uncollected = True
+        return tenure
+
+    def _leads(self) -> bool:
+        return self._lease is not None and self._lease.held
+
+    def _trusts(self) -> bool:
+        return bool(self.reactor.seconds() - self._asserted < TRUST)
+
+    async def _make_group(self) -> None:
+        """What was added before there ever was a group is nobody's; after a flush everything is new."""
+        try:
+            start = "0" if self._had_group else "$"
+            await self._execute("XGROUP", "CREATE", self._stream, self._group, start, "MKSTREAM")
+        except RedisError as e:
+            if e.kind != "BUSYGROUP":
+                raise
+        self._had_group = self._has_group = True
+
+    async def _claim_all(self) -> None:
+        """Make everything that is pending this consumer's, whoever had it."""
+        self._cursor = "0-0"
+        while await self._claim(0):
+            pass
+        self._takes_over = False
+
+    async def _claim(self, idle: float) -> bool:
+        """Claim a hundred of what others left for *idle* seconds. True if there may be more."""
+        cursor, ids = (
+            await self._execute(
+                "XAUTOCLAIM", self._stream, self._group, self.consumer, int(1000 * idle), self._cursor,
+                "COUNT", 100, "JUSTID",
+            )
+        )[:2]  # fmt: skip
+        self._cursor = cursor
+        self._claim_at = self.reactor.seconds() + CLAIM_EACH
+        if ids:
+            self._uncollected = True
+        return bool(cursor != b"0-0")
+
+    async def _collect(self, tenure: Tenure) -> None:
+        """Take in hand whatever is pending in this consumer's name."""
+        after: bytes | str = "0-0"
+        while await self._room(tenure):
+            read = await self._execute(
+                "XREADGROUP", "GROUP", self._group, self.consumer, "COUNT", BATCH, "STREAMS", self._stream, after
+            )
+            entries = read[0][1] if read else []
+            if not entries:
+                self._uncollected = False
+                return
+            self._hand_over(tenure, entries)
+            after = entries[-1][0]
+
+    async def _room(self, tenure: Tenure) -> bool:
+        """Wait until more may be read. False: it may not, because the tenure ended or this node stops."""
+        while not self._stopping and not tenure.ended:
+            if len(tenure.in_hand) + len(self._done) <= MAX_UNFINISHED and tenure.size <= MAX_UNFINISHED_BYTES:
+                return True
+            await sleep(self.reactor, 0.02)
+        return False
+
+    async def _take(self, tenure: Tenure) -> str:
+        """Read what is new. The id after which there is nothing, or '' if there may be more."""
+        keys = [self._stream] if self._lease is None else [self._stream, self._lease.key]
+        fitting = (MAX_UNFINISHED_BYTES - tenure.size) // self._largest
+        try:
+            answer = await self._redis.run(_TAKE, keys, self._group, self.consumer, min(max(fitting, 1), BATCH))
+        except RedisUnavailable:
+            self._uncollected = True
+            raise
+        if not answer:
+            self._lose_lead(tenure)
+            return ""
+        last, entries = answer
+        if entries:
+            self._hand_over(tenure, entries)
+        return str(last.decode())
+
+    def _hand_over(self, tenure: Tenure, entries: list[tuple[bytes, Fields | None]]) -> None:
+        if tenure.ended:  # the answer came too late: the next leader has claimed them
+            self._uncollected = True
+            return
+        self._largest = max(1, *(sum(map(len, fields or ())) for _, fields in entries))
+        for id, fields in entries:
+            tenure.take(id.decode(), fields)
+
+    async def _more_than(self, last: str) -> None:
+        """Wait until there is an entry after *last*, or for the time one read may take. It takes nothing."""
+        if self._link is None:
+            link = await self._redis.link(self._stream)
+            if self._stopping:
+                link.close()
+                return
+            self._link = link
+        late = self.reactor.callLater(self._block / 1000 + PATIENCE, self._link.close)
+        try:
+            await self._link.command("XREAD", "COUNT", 1, "BLOCK", self._block, "STREAMS", self._stream, last)
+        finally:
+            if late.active():
+                late.cancel()
+
+    # -- beside reading
+
+    async def _keep(self) -> None:
+        """Keep the lease and the entries in hand, and the group tidy."""
+        while True:
+            await sleep(self.reactor, TICK)
+            tenure = self._tenure
+            if tenure is None or tenure.ended:
+                continue
+            try:
+                await self._hold_on(tenure)
+            except BrokerUnavailable as e:  # reading fails too then, and says so
+                self.log.debug("cannot keep hold of entries: {error}", error=e, attrs=self._attrs)
+
+    async def _hold_on(self, tenure: Tenure) -> None:
+        now = self.reactor.seconds()
+        lease = self._lease
+        if lease is not None and now - lease.renewed >= 1.5 - TICK / 2 and not await lease.renew():
+            self._lose_lead(tenure)
+            return
+        if now - self._asserted >= HOLD_ON:
+            if tenure.in_hand:
+                await self._execute(
+                    "XCLAIM", self._stream, self._group, self.consumer, 0, *tenure.in_hand, "JUSTID"
+                )  # fmt: skip
+            self._asserted = now
+        if now >= self._tidy_at:
+            self._tidy_at = now + TIDY_EACH
+            await self._remove_stale()
+
+    def _lose_lead(self, tenure: Tenure) -> None:
+        if not tenure.ended:
+            self.log.warn("no longer the one that reads the Redis stream", attrs=self._attrs)
+        tenure.end()
+        self._drop_link()
+
+    async def _remove_stale(self) -> None:
+        for record in await self._execute("XINFO", "CONSUMERS", self._stream, self._group):
+            known = dict(zip(record[::2], record[1::2], strict=False))
+            if known[b"pending"] == 0 and known[b"idle"] > 1000 * STALE and known[b"name"] != self.consumer.encode():
+                await self._execute("XGROUP", "DELCONSUMER", self._stream, self._group, known[b"name"])
+
+    def _execute(self, *args: Any) -> Awaitable[Any]:
+        return self._redis.execute(self._stream, *args)
+
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    async def _rest(self, seconds: float) -> None:
+        """Do nothing for a while, or until this node stops."""
+        if self._stopping:
+            return
+        nap: Deferred[None] = Deferred()
+        self._nap = nap
+        call = self.reactor.callLater(seconds, self._wake)
+        try:
+            await nap
+        finally:
+            if call.active():
+                call.cancel()
+
+    def _wake(self) -> None:
+        nap, self._nap = self._nap, None
+        if nap is not None:
+            nap.callback(None)
+        self._drop_link()
+
+    def _failed(self, error: Exception) -> None:
+        if self._stopping:
+            return
+        if self._error is None:
+            self._failing_since = self.reactor.seconds()
+            self.log.warn("cannot read the Redis stream: {error}", error=error, attrs=self._attrs)
+        self._error = error
+
+    def _succeeded(self) -> None:
+        if self._error is not None:
+            self._error = None
+            self.log.info("the Redis stream can be read again", attrs=self._attrs)

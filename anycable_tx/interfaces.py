@@ -107,6 +107,9 @@ class IBroker(Interface):
     def stop() -> Awaitable[None]:
         """Async. Nothing is accepted afterwards; what was acknowledged is kept as the broker promises."""
 
+    def problem() -> str:
+        """Why it cannot do its work now, '' when nothing is known to be wrong; for readiness."""
+
     # -- the stream log
 
     def publish(publication: Publication) -> Awaitable[Receipt]:
@@ -199,6 +202,9 @@ class IPubSub(Interface):
     def stop() -> Awaitable[None]:
         """Async. Nothing is delivered afterwards."""
 
+    def problem() -> str:
+        """Why it cannot do its work now, '' when nothing is known to be wrong; for readiness."""
+
     def subscribe(stream: str) -> Awaitable[None]:
         """Async. Done when every later message of *stream* will arrive. Called once per stream."""
 
@@ -222,6 +228,9 @@ class IBroadcaster(Interface):
 
     def stop() -> Awaitable[None]:
         """Async. Accepts nothing more; what was accepted has been handed to the node when it is done."""
+
+    def problem() -> str:
+        """Why it cannot do its work now, '' when nothing is known to be wrong; for readiness."""
 
 
 class IController(Interface):

@@ -85,8 +85,8 @@ class Server:
             return ["draining"]
         if not self._ready:
             return ["starting"]
-        problem = self.node.controllers.problem()
-        return [problem] if problem else []
+        parts: tuple[Any, ...] = (self.node.controllers, self.node.broker, self.node.pubsub, *self.broadcasters)
+        return [problem for part in parts if (problem := part.problem())]
 
     # -- start
 

@@ -66,6 +66,7 @@ class Part:
     def __init__(self, name: str, reactor: Reactor) -> None:
         self.name = name
         self.announcement = f"the {name}"
+        self.wrong = ""
         self.starting: Callable[[], Any] | None = None
         self.stopping: Callable[[], Any] | None = None
         self._happened = reactor.happened
@@ -77,6 +78,9 @@ class Part:
 
     async def give_up_sessions(self) -> None:
         """There are none."""
+
+    def problem(self) -> str:
+        return self.wrong
 
     async def stop(self) -> None:
         self._happened.append(f"stop {self.name}")
@@ -455,6 +459,15 @@ def test_in_a_hurry_clients_are_told_and_not_waited_for_and_their_sessions_are_k
     assert len(released) == 21
     assert texts(log, LogLevel.error) == []
     result_of(stop_broker())
+
+
+def test_a_part_that_cannot_do_its_work_makes_the_node_unready(world: Callable[..., World]) -> None:
+    it = world(fakes=True)
+    it.start()
+    assert it.server.not_ready() == []
+    it.parts["broker"].wrong = "no connection"
+    it.parts["broadcaster"].wrong = "deaf"
+    assert it.server.not_ready() == ["no connection", "deaf"]
 
 
 def test_stopping_a_server_that_never_started_does_nothing(world: Callable[..., World], log: list[LogEvent]) -> None:

@@ -112,6 +112,10 @@ class MemoryBroker:
             self._context.metrics.count("broker_errors_total")
             _log.failure("The broker's snapshot could not be written; the next start begins a new epoch")
 
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""
+
     def sweep(self) -> None:
         """Forget what is over and tell the node who is gone. Runs every second while the broker is started."""
         now = self._now()

@@ -63,6 +63,10 @@ class NoBroker:
         """Always raises HistoryRefused ``unsupported``."""
         raise HistoryRefused("unsupported")
 
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""
+
     async def save_session(self, sid: str, identifiers: str, record: bytes, previous: str = "") -> None:
         """Forgotten at once."""
 

@@ -29,6 +29,10 @@ class RecordingPubSub:
     async def stop(self) -> None:
         """Nothing to do."""
 
+    def problem(self) -> str:
+        """Nothing can be wrong."""
+        return ""
+
     async def subscribe(self, stream: str) -> None:
         """Remember *stream* in ``streams``."""
         self.streams.add(stream)

@@ -353,7 +353,7 @@ class RedisStreamBroadcaster(Background):
     async def _hold_on(self, tenure: Tenure) -> None:
         now = self.reactor.seconds()
         lease = self._lease
-        if lease is not None and now - lease.renewed >= 1.5 - TICK / 2 and not await lease.renew():
+        if lease is not None and lease.due and not await lease.renew():
             self._lose_lead(tenure)
             return
         if now - self._asserted >= HOLD_ON:

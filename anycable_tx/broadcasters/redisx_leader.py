@@ -40,6 +40,8 @@ class Lease:
     """
 
     LENGTH = 5.0
+    #: It is to be renewed so often.
+    RENEW_EACH = 1.5
     #: The holder stops to rely on it so many seconds before others may have it.
     MARGIN = 0.5
 
@@ -49,12 +51,17 @@ class Lease:
         self._redis = redis
         self._reactor = reactor
         self._until = 0.0
-        self.renewed = 0.0
+        self._asked = 0.0
 
     @property
     def held(self) -> bool:
         """May this node act as the holder now?"""
         return bool(self._reactor.seconds() < self._until)
+
+    @property
+    def due(self) -> bool:
+        """Is it time to renew it?"""
+        return bool(self._reactor.seconds() - self._asked >= self.RENEW_EACH)
 
     async def acquire(self) -> bool:
         """Take it if nobody else has it. Raises RedisUnavailable or RedisError."""
@@ -71,7 +78,7 @@ class Lease:
 
     async def _ask(self, script: Script) -> bool:
         asked = self._reactor.seconds()
+        self._asked = asked
         granted = bool(await self._redis.run(script, [self.key], self.holder, int(1000 * self.LENGTH)))
-        self.renewed = asked
         self._until = asked + self.LENGTH - self.MARGIN if granted else 0.0
         return granted

@@ -153,6 +153,7 @@ class Wire:
         """The last thing the client reads is the close frame."""
         if self.closed or not self.alive:
             return
+        self._overtakes("close")
         self._leave()
         self.closed = True
         self.down.append(Frame("close"))
@@ -312,8 +313,20 @@ class Wire:
         if self.welcomed is None and kind not in ("welcome", "disconnect"):
             self._fail(f"{kind} before the welcome")
             return
+        if kind != "message" or "id" not in data["message"]:
+            self._overtakes(kind)
         getattr(self, f"_{kind}")(frame, data)
         self.down.append(frame)
+
+    def _overtakes(self, kind: str) -> None:
+        """Nothing is written before what the connection was given earlier; transient messages tell when that was."""
+        if self.world.distributed or self.was_slow:
+            return
+        for sub in self.subs.values():
+            if sub.confirmed and (sub.fresh or (sub.answered and not sub.told)):
+                for track in sub.tracks.values():
+                    if track.transients:
+                        self._fail(f"{kind} overtakes transient messages {track.transients}")
 
     def _disconnect(self, frame: Frame, data: dict[str, Any]) -> None:
         """Nothing to judge."""

@@ -6,7 +6,7 @@ official client does with the frames that reach it, and ``feed`` judges what it 
 the real node, broker and fan-out, on a clock; ``bus`` is a bus that loses, repeats, reorders and delays.
 
 Two Hypothesis profiles are registered here. ``SETTINGS`` is the one in use: ``anycable-ci``, or
-``anycable-nightly`` with a hundred times as many examples when the environment has
+``anycable-nightly`` with so many examples that a run takes about ten minutes when the environment has
 ``ANYCABLE_TX_HYPOTHESIS=nightly``.
 """
 
@@ -22,7 +22,7 @@ _CHECKS = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_
 
 settings.register_profile(
     "anycable-ci",
-    max_examples=70,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     derandomize=False,

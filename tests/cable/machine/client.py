@@ -191,6 +191,7 @@ class Client:
             self._begin(frame.identifier, {s: feed for (_, s), feed in frame.feeds.items()}, channel.asked)
 
     def _begin(self, identifier: str, feeds: dict[str, Feed], asked: dict[str, Any] | None) -> None:
+        # What a feed of an earlier session passed over is forgotten with it: only who resumed in time has to be told.
         channel = self.channels[identifier]
         positions = {} if asked is None else asked["streams"]
         # A new session serves one identifier from the position that the client has of another: it has no other.

@@ -314,18 +314,21 @@ class Wire:
             self._fail(f"{kind} before the welcome")
             return
         if kind != "message" or "id" not in data["message"]:
-            self._overtakes(kind)
+            self._overtakes(kind, data["message"].get("unfollowed", "") if kind == "message" else "")
         getattr(self, f"_{kind}")(frame, data)
         self.down.append(frame)
 
-    def _overtakes(self, kind: str) -> None:
-        """Nothing is written before what the connection was given earlier; transient messages tell when that was."""
+    def _overtakes(self, kind: str, unfollowed: str = "") -> None:
+        """Nothing is written before what the connection was given earlier; transient messages tell when that was.
+
+        Those of a stream that is *unfollowed* with this need not come any more.
+        """
         if self.world.distributed or self.was_slow:
             return
         for sub in self.subs.values():
             if sub.confirmed and (sub.fresh or (sub.answered and not sub.told)):
-                for track in sub.tracks.values():
-                    if track.transients:
+                for stream, track in sub.tracks.items():
+                    if track.transients and stream != unfollowed:
                         self._fail(f"{kind} overtakes transient messages {track.transients}")
 
     def _disconnect(self, frame: Frame, data: dict[str, Any]) -> None:

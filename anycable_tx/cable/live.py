@@ -207,5 +207,7 @@ async def open_barriers(session: Session) -> None:
             owed.append((subscription, waiting))
     if owed:
         await session.services.save(session)
+        if not session.is_open():
+            return
     for subscription, waiting in owed:
         await go_live(subscription, waiting)

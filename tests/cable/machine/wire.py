@@ -433,7 +433,7 @@ class Wire:
         track, feed = sub.tracks[stream], sub.feeds[stream]
         asked = self._asked_again(sub, track, message)
         if self.world.shared:  # the first request counts as well: it may go back behind what one of the two has
-            asked = asked or any(ask.positions.get(stream, ("", offset))[1] < offset for ask in sub.asks)
+            asked = asked or any(ask.positions.get(stream, ("", 0))[1] < offset for ask in sub.asks)
         if offset > track.last:
             track.last = offset
             frame.again = self.world.shared and asked  # nothing is known there of what the client has

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from zope.interface import implementer
 
-from anycable_tx.cable.codec import disconnect_frame
+from anycable_tx.cable.codec import disconnect_frame, reject_frame
 from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView, Status
 from anycable_tx.controllers.base import BaseController
-from anycable_tx.controllers.frames import reject_frame
 from anycable_tx.interfaces import IController, ProviderContext
 
 __all__ = ["NullController", "create"]

@@ -11,6 +11,7 @@ import orjson
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from anycable_tx.cable.codec import reject_frame
 from anycable_tx.cable.replies import (
     ConnectReply,
     PresenceChange,
@@ -23,7 +24,6 @@ from anycable_tx.cable.replies import (
     StreamsChange,
 )
 from anycable_tx.controllers.base import BaseController
-from anycable_tx.controllers.frames import reject_frame
 from anycable_tx.interfaces import IController, ProviderContext
 from anycable_tx.logs import masked_url, shorten
 from anycable_tx.metrics import Metrics

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import orjson
 from zope.interface import implementer
 
+from anycable_tx.cable.codec import confirm_frame, reject_frame
 from anycable_tx.cable.replies import PRESENCE_STREAM, WHISPER_STREAM, Reply, SessionView, Status
 from anycable_tx.cable.signing import decode_name, keys_of, signed_part
 from anycable_tx.controllers.base import BaseController
-from anycable_tx.controllers.frames import confirm_frame, reject_frame
 from anycable_tx.interfaces import IController, ProviderContext
 
 __all__ = ["CABLE_READY_CHANNEL", "TURBO_CHANNEL", "Channel", "StreamsController", "create"]

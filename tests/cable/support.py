@@ -13,6 +13,7 @@ from zope.interface import implementer
 from anycable_tx.brokers.memory import MemoryBroker
 from anycable_tx.brokers.none import NoBroker
 from anycable_tx.cable.admission import Arrival
+from anycable_tx.cable.codec import confirm_frame, reject_frame
 from anycable_tx.cable.commands import receive
 from anycable_tx.cable.messages import Publication, Receipt, RemoteCommand, StreamMessage
 from anycable_tx.cable.publications import decode
@@ -28,7 +29,6 @@ from anycable_tx.cable.replies import (
 from anycable_tx.config.load import defaults
 from anycable_tx.controllers.base import BaseController
 from anycable_tx.controllers.chain import Chain
-from anycable_tx.controllers.frames import confirm_frame, reject_frame
 from anycable_tx.errors import BadCommand
 from anycable_tx.interfaces import IController, IPubSub, ProviderContext
 from anycable_tx.metrics import Metrics

@@ -5,9 +5,9 @@ from __future__ import annotations
 import orjson
 from zope.interface import implementer
 
+from anycable_tx.cable.codec import confirm_frame
 from anycable_tx.cable.replies import Reply, SessionView, Status
 from anycable_tx.controllers.base import BaseController
-from anycable_tx.controllers.frames import confirm_frame
 from anycable_tx.interfaces import IController, ProviderContext
 
 __all__ = ["EchoController", "create"]

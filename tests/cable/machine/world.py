@@ -11,12 +11,11 @@ from twisted.internet.task import Clock
 from anycable_tx.brokers.memory import MemoryBroker
 from anycable_tx.cable import live
 from anycable_tx.cable.admission import Arrival
-from anycable_tx.cable.codec import welcome_frame
+from anycable_tx.cable.codec import confirm_frame, welcome_frame
 from anycable_tx.cable.messages import Publication, Receipt, RemoteCommand
 from anycable_tx.cable.replies import ConnectReply, Reply, RequestEnv, SessionView, Status
 from anycable_tx.controllers.base import BaseController
 from anycable_tx.controllers.chain import Chain
-from anycable_tx.controllers.frames import confirm_frame
 from anycable_tx.interfaces import ProviderContext
 from anycable_tx.metrics import Metrics
 from anycable_tx.node import Node

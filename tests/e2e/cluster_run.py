@@ -1,0 +1,307 @@
+"""Several nodes that share a broker, clients that are cut and come back to any node, faults, and then the checker.
+
+``python -m tests.e2e.cluster_run --nodes 3 --clients 300 --seconds 120 --rate 200 --faults all`` prints the report,
+and exits with 1 when anything was lost, repeated, misordered, leaked or refused. Publications go to the nodes over
+HTTP and to Redis by XADD, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from anycable_tx.redis.api import RedisError
+from anycable_tx.redis.resp import Reader, encode
+from anycable_tx.testing.checker import EventLog, Report
+from anycable_tx.testing.client import CableClient
+from anycable_tx.testing.processes import HOST, ProcessFailed, ProxyProcess, Publisher, Server
+from anycable_tx.testing.redis_servers import RedisServer
+
+__all__ = ["Plan", "clean", "run"]
+
+_SETTLE = 30.0
+#: A publication that nobody took for so long is given up.
+_PATIENCE = 40.0
+
+
+@dataclass
+class Plan:
+    """How much of everything: ``rate`` is messages a second over all streams; a client hears ``heard`` of them."""
+
+    nodes: int = 3
+    clients: int = 300
+    seconds: float = 120.0
+    rate: float = 200.0
+    streams: int = 20
+    heard: int = 3
+    cut_every: float = 4.0
+    #: Of ``redis`` (restarted), ``node`` (killed, and started again), ``bus`` (its connections are killed): at which
+    #: part of the time each happens.
+    faults: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    seed: int = 0
+    kind: str = "redis"
+
+
+ALL: dict[str, tuple[float, ...]] = {"bus": (0.15,), "node": (0.3, 0.6), "redis": (0.45,)}
+
+
+class Line:
+    """A publisher's connection to Redis, which is opened again when it was lost."""
+
+    def __init__(self, port: Callable[[], int]) -> None:
+        self._port = port
+        self._socket: socket.socket | None = None
+        self._reader = Reader()
+
+    def ask(self, *args: Any) -> Any:
+        """The answer to one command. Raises OSError or RedisError."""
+        if self._socket is None:
+            self._socket, self._reader = socket.create_connection((HOST, self._port()), timeout=5), Reader()
+        try:
+            self._socket.sendall(encode(args))
+            while not (answers := self._reader.feed(self._received())):
+                pass
+        except OSError:
+            self.close()
+            raise
+        if isinstance(answers[0], RedisError):
+            raise answers[0]
+        return answers[0]
+
+    def _received(self) -> bytes:
+        assert self._socket is not None
+        data = self._socket.recv(65536)
+        if not data:
+            raise ConnectionResetError("the connection to Redis was closed")
+        return data
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Traffic(threading.Thread):
+    """Publishes at a steady rate until told to stop: to one node after another, and to Redis, each message once.
+
+    A publication whose outcome is not known is made again with the same id, which the server knows it by.
+    """
+
+    def __init__(self, nodes: list[Server], line: Line, plan: Plan, log: EventLog) -> None:
+        super().__init__()
+        self._publishers = [Publisher(node.broadcast_port) for node in nodes]
+        self._line = line
+        self._plan = plan
+        self._log = log
+        self._random = random.Random(plan.seed)
+        self._stopping = threading.Event()
+        self.failure: Exception | None = None
+        self.sent = 0
+
+    def run(self) -> None:
+        started = time.monotonic()
+        try:
+            while not self._stopping.wait(max(0.0, started + self.sent / self._plan.rate - time.monotonic())):
+                self.publish(f"stream-{self._random.randrange(self._plan.streams)}", by_redis=self.sent % 2 == 1)
+        except Exception as e:
+            self.failure = e
+        finally:
+            self._line.close()
+            for publisher in self._publishers:
+                publisher.close()
+
+    def publish(self, stream: str, *, by_redis: bool) -> None:
+        """One message. Raises AssertionError if nobody takes it."""
+        id = uuid.uuid4().hex
+        self._log.record("publishing", id=id, stream=stream)
+        deadline = time.monotonic() + _PATIENCE
+        attempts = self._by_redis if by_redis else self._by_http
+        for attempt in itertools.count():
+            if attempts(id, stream, attempt):
+                break
+            assert time.monotonic() < deadline, "nobody takes publications"
+            time.sleep(0.05)
+        self.sent += 1
+        self._log.record("published", id=id, stream=stream)
+
+    def _by_http(self, id: str, stream: str, attempt: int) -> bool:
+        publisher = self._publishers[(self.sent // 2 + attempt) % len(self._publishers)]
+        payload = {"stream": stream, "data": json.dumps({"id": id})}
+        try:
+            return publisher.post(payload, {"Idempotency-Key": id}) == 201
+        except Exception:
+            publisher.close()
+            return False
+
+    def _by_redis(self, id: str, stream: str, attempt: int) -> bool:
+        payload = {"stream": stream, "data": json.dumps({"id": id}), "meta": {"id": id}}
+        try:
+            self._line.ask("XADD", "__anycable__", "*", "payload", json.dumps(payload))
+        except (OSError, RedisError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop; raises what went wrong."""
+        self._stopping.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+
+async def _cut(proxies: list[ProxyProcess], plan: Plan, until: float) -> None:
+    """Reset each connection when it is old enough; in every fourth case the server is not told."""
+    chance = random.Random(plan.seed)
+    born: dict[tuple[int, int], float] = {}
+    while time.monotonic() < until:
+        await asyncio.sleep(0.1)
+        now = time.monotonic()
+        there = [
+            (p, number)
+            for p, proxy in enumerate(proxies)
+            for number in await asyncio.to_thread(proxy.do, "connections")
+        ]
+        born = {key: born.get(key, now + chance.random() * plan.cut_every) for key in there}
+        for (p, number), birth in born.items():
+            if birth and now - birth >= plan.cut_every:
+                side = "client" if chance.random() < 0.25 else "both"
+                with suppress(ProcessFailed):
+                    await asyncio.to_thread(proxies[p].do, "cut", connection=number, side=side)
+                born[p, number] = 0.0
+
+
+def _returning(client_of: dict[str, CableClient], name: str, urls: list[str], chance: random.Random) -> Any:
+    """Come back soon, and to whichever node."""
+
+    def after(attempt: int) -> float:
+        client_of[name].url = chance.choice(urls)
+        return min(0.1 * 2**attempt, 1.0) * chance.uniform(0.5, 1.5)
+
+    return after
+
+
+async def _clients(plan: Plan, urls: list[str], log: EventLog) -> list[CableClient]:
+    chance = random.Random(plan.seed)
+    clients: dict[str, CableClient] = {}
+    for number in range(plan.clients):
+        name = f"client-{number}"
+        returning = _returning(clients, name, urls, chance)
+        client = clients[name] = CableClient(
+            urls[number % len(urls)], name=name, log=log, keep_frames=False, reconnect_after=returning
+        )
+        await client.connect()
+        for stream in chance.sample(range(plan.streams), min(plan.heard, plan.streams)):
+            await client.subscribe(stream=f"stream-{stream}")
+    return list(clients.values())
+
+
+async def _faults(plan: Plan, nodes: list[Server], redis: RedisServer, begun: float) -> None:
+    """Each of them at its time."""
+    times = sorted((at * plan.seconds, what) for what, when in plan.faults.items() for at in when)
+    victims = itertools.cycle(nodes)
+    for at, what in times:
+        await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
+        if what == "bus":
+            with suppress(RedisError):
+                await asyncio.to_thread(redis.ask, "CLIENT", "KILL", "TYPE", "pubsub")
+        elif what == "redis":
+            await asyncio.to_thread(redis.kill)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(redis.start)
+        elif what == "node":
+            victim = next(victims)
+            await asyncio.to_thread(victim.kill)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(victim.start)
+
+
+async def _drive(
+    plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], redis: RedisServer, line: Line, log: EventLog
+) -> None:
+    clients = await _clients(plan, [proxy.url() for proxy in proxies], log)
+    traffic = Traffic(nodes, line, plan, log)
+    traffic.start()
+    try:
+        begun = time.monotonic()
+        faults = asyncio.create_task(_faults(plan, nodes, redis, begun))
+        await _cut(proxies, plan, begun + plan.seconds)
+        await faults
+    finally:
+        await asyncio.to_thread(traffic.stop)
+    for stream in range(plan.streams):
+        await asyncio.to_thread(traffic.publish, f"stream-{stream}", by_redis=False)
+    await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
+    before, deadline = -1, time.monotonic() + _SETTLE
+    while len(log.events) != before and time.monotonic() < deadline:
+        before = len(log.events)
+        await asyncio.sleep(2.0)
+    await asyncio.gather(*(client.close() for client in clients))
+
+
+@contextmanager
+def cluster(plan: Plan) -> Iterator[tuple[list[Server], list[ProxyProcess], RedisServer]]:
+    """The nodes, a proxy in front of each, and their Redis, which keeps what it was told."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer("--appendonly", "yes", "--appendfsync", "always", kind=plan.kind))
+        options = (
+            "--public", "--presets=broker", f"--redis_url={redis.url}", "--broadcast_adapter=http,redisx",
+            "--history_limit=5000", "--redis_keepalive_interval=2",
+        )  # fmt: skip
+        nodes = [Server(*options) for _ in range(plan.nodes)]
+        for node in nodes:
+            stack.callback(node.close)
+            node.start()
+        proxies = [stack.enter_context(ProxyProcess(node.port)) for node in nodes]
+        yield nodes, proxies, redis
+        for node in nodes:
+            if node.stop() != 0 or "Traceback" in node.log:
+                raise ProcessFailed(f"a node did not end well:\n{node.log[-3000:]}")
+
+
+def run(plan: Plan) -> Report:
+    """Carry the plan out and judge it. Raises ProcessFailed if a server fails by itself."""
+    log = EventLog()
+    with cluster(plan) as (nodes, proxies, redis):
+        asyncio.run(_drive(plan, nodes, proxies, redis, Line(lambda: redis.port), log))
+    return log.check()
+
+
+def clean(report: Report) -> bool:
+    """No finding, and nobody was refused history that was there."""
+    return report.ok and not report.counts["refusals"]
+
+
+def main() -> int:
+    """The command of the module's first lines."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.cluster_run", description=(__doc__ or "").split("\n")[0]
+    )
+    for name in ("nodes", "clients", "streams", "heard", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name))
+    for name in ("seconds", "rate", "cut_every"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Plan, name))
+    parser.add_argument("--faults", default="", help="all, or some of bus, node, redis, with commas")
+    parser.add_argument("--kind", default="redis", choices=("redis", "valkey"))
+    options = vars(parser.parse_args())
+    chosen = options.pop("faults")
+    wanted = set(ALL) if chosen == "all" else set(filter(None, chosen.split(",")))
+    report = run(Plan(**options, faults={name: when for name, when in ALL.items() if name in wanted}))
+    print(report)
+    return 0 if clean(report) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

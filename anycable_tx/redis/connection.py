@@ -17,6 +17,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from anycable_tx.metrics import Metrics
+from anycable_tx.redis.address import Host
 from anycable_tx.redis.api import Arg, RedisError, RedisUnavailable
 from anycable_tx.redis.resp import BadAnswer, Reader, encode
 
@@ -24,6 +25,8 @@ __all__ = ["MAX_PENDING", "REPLY_LIMIT", "Connection"]
 
 #: So many commands may wait for their answers on one connection; more fail at once.
 MAX_PENDING = 20_000
+#: And so many bytes, where a single command is always taken.
+_MAX_PENDING_BYTES = 64 * 2**20
 #: A server that answers nothing for so many seconds is taken for dead.
 REPLY_LIMIT = 5.0
 
@@ -31,13 +34,14 @@ REPLY_LIMIT = 5.0
 class _Due:
     """Answers that are due to one caller."""
 
-    __slots__ = ("answers", "deferred", "limit", "missing", "since")
+    __slots__ = ("answers", "deferred", "limit", "missing", "since", "size")
 
-    def __init__(self, missing: int, since: float, limit: float | None) -> None:
+    def __init__(self, missing: int, size: int, since: float, limit: float | None) -> None:
         # A caller that went away leaves its place in the queue behind.
         self.deferred: Deferred[list[Any]] = Deferred()
         self.answers: list[Any] = []
         self.missing = missing
+        self.size = size
         self.since = since
         self.limit = limit
 
@@ -49,8 +53,9 @@ class Connection(txredisapi.BaseRedisProtocol):  # type: ignore[misc]
     logs in.
     """
 
-    def __init__(self, reactor: Any, metrics: Metrics) -> None:
+    def __init__(self, reactor: Any, metrics: Metrics, host: Host) -> None:
         super().__init__(charset=None, convertNumbers=False)
+        self.host = host
         self._reactor = reactor
         self._metrics = metrics
         self._reader = Reader()
@@ -60,6 +65,7 @@ class Connection(txredisapi.BaseRedisProtocol):  # type: ignore[misc]
         self._ended: list[Deferred[str]] = []
         self.alive = False
         self.pending = 0
+        self._bytes = 0  # of the commands that are not answered
         self.heard = 0.0  # when something came
         #: Gets whatever comes, once set: for a connection in subscribed mode.
         self.push: Callable[[Any], None] | None = None
@@ -81,15 +87,16 @@ class Connection(txredisapi.BaseRedisProtocol):  # type: ignore[misc]
         """
         if not self.alive:
             return fail(RedisUnavailable(self._why))
-        if self.pending + len(commands) > MAX_PENDING:
+        data = b"".join([encode(command) for command in commands])
+        if self.pending + len(commands) > MAX_PENDING or (self._due and self._bytes + len(data) > _MAX_PENDING_BYTES):
             self._metrics.count("redis_refused_commands_total", len(commands), reason="too_many_pending")
-            return fail(RedisUnavailable(f"more than {MAX_PENDING} commands wait for their answers"))
-        due = _Due(len(commands), self._reactor.seconds(), limit)
+            return fail(RedisUnavailable("too many commands wait for their answers"))
+        due = _Due(len(commands), len(data), self._reactor.seconds(), limit)
         if not commands:
             due.deferred.callback([])
             return due.deferred
-        data = b"".join([encode(command) for command in commands])
         self.pending += len(commands)
+        self._bytes += len(data)
         self._due.append(due)
         self.transport.write(data)
         if self._timer is None and limit is not None:
@@ -133,6 +140,7 @@ class Connection(txredisapi.BaseRedisProtocol):  # type: ignore[misc]
         due.missing -= 1
         if not due.missing:
             self._due.popleft()
+            self._bytes -= due.size
             if not due.deferred.called:
                 due.deferred.callback(due.answers)
 
@@ -170,7 +178,7 @@ class Connection(txredisapi.BaseRedisProtocol):  # type: ignore[misc]
             self._timer.cancel()
             self._timer = None
         due, self._due = self._due, deque()
-        self.pending = 0
+        self.pending = self._bytes = 0
         ended, self._ended = self._ended, []
         # Those who keep the connection first, so that nobody who is told below uses it again.
         for deferred in ended:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -23,8 +23,8 @@ from twisted.internet.protocol import Factory
 from anycable_tx.metrics import Metrics
 from anycable_tx.redis.address import Host, Login
 from anycable_tx.redis.api import Arg, RedisError, RedisUnavailable
-from anycable_tx.redis.server_clock import ServerClock
 from anycable_tx.redis.connection import Connection
+from anycable_tx.redis.server_clock import ServerClock
 from anycable_tx.rpc.http_tls import Secured
 
 __all__ = ["Dialer", "Facts"]
@@ -32,7 +32,7 @@ __all__ = ["Dialer", "Facts"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a server says about itself."""
+    """What a server says about itself; ``role`` is ``master``, ``slave`` or ``sentinel``."""
 
     run_id: str
     role: str
@@ -42,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Dialer:
-    """Opens connections. *tls* gives the client's side of TLS to a host; None: no TLS."""
+    """Opens connections, within *timeout* seconds. *tls* gives the client's side of TLS to a host; None: no TLS."""
 
     reactor: Any
     metrics: Metrics
@@ -53,45 +53,25 @@ class Dialer:
 
     async def open(self, host: Host) -> Connection:
         """A connection that is logged in. Raises RedisUnavailable naming *host* and what is wrong."""
-        factory = Factory.forProtocol(lambda: Connection(self.reactor, self.metrics))
-        factory.noisy = False
         try:
-            connecting: Deferred[Connection] = self._endpoint(host).connect(factory)
-            connection = await connecting.addTimeout(self.timeout, self.reactor)
-        except Exception as e:
-            self.metrics.count("redis_failed_attempts_total")
-            raise RedisUnavailable(f"{host}: {e or type(e).__name__}") from e
-        try:
-            await self._log_in(connection)
+            connection = await self._connect(host)
+            try:
+                await self._log_in(connection)
+            except BaseException:
+                connection.abort("the login failed")
+                raise
         except (RedisUnavailable, RedisError) as e:
-            connection.abort("the login failed")
             self.metrics.count("redis_failed_attempts_total")
             raise RedisUnavailable(f"{host}: {e}") from e
-        except BaseException:  # we are stopping
-            connection.abort("the login was given up")
-            raise
         return connection
 
-    async def _log_in(self, connection: Connection) -> None:
-        login = self.login
-        commands: list[tuple[Arg, ...]] = []
-        if login.password is not None:
-            commands.append(("AUTH", login.user, login.password) if login.user else ("AUTH", login.password))
-        if login.client_name:
-            commands.append(("CLIENT", "SETNAME", login.client_name))
-        if login.db:
-            commands.append(("SELECT", login.db))
-        if commands:
-            for answer in await connection.send(*commands):
-                if isinstance(answer, RedisError):
-                    raise answer
-
     async def ask_facts(self, connection: Connection) -> Facts:
-        """Who answers on *connection*; sets the clock. Raises RedisUnavailable, or RedisError if it does not know us."""
+        """Who answers; sets the clock. Raises RedisUnavailable, or RedisError when it does not let us in."""
         sent = self.reactor.seconds()
         info, role, time = await connection.send(("INFO",), ("ROLE",), ("TIME",))
         for answer in (info, role, time):
-            if isinstance(answer, RedisError) and answer.kind in ("NOAUTH", "LOADING", "MASTERDOWN"):
+            # Any other error says that we may not ask this, or that the server is busy.
+            if isinstance(answer, RedisError) and answer.kind in ("NOAUTH", "LOADING", "MASTERDOWN", "DENIED"):
                 raise answer
         if isinstance(time, list):
             self.clock.read(time, sent, self.reactor.seconds())
@@ -105,16 +85,60 @@ class Dialer:
             cluster=facts.get("cluster_enabled") == "1",
         )
 
+    async def _connect(self, host: Host) -> Connection:
+        factory = Factory.forProtocol(lambda: Connection(self.reactor, self.metrics, host))
+        factory.noisy = False
+        too_long = False
+
+        def give_up() -> None:
+            nonlocal too_long
+            too_long = True
+            connecting.cancel()
+
+        connecting = self._endpoint(host).connect(factory)
+        timer = self.reactor.callLater(self.timeout, give_up)
+        try:
+            connection: Any = await connecting
+        except CancelledError:
+            if too_long:
+                raise RedisUnavailable(f"no connection within {self.timeout:g} s") from None
+            raise
+        except Exception as e:
+            why = f"no connection within {self.timeout:g} s" if too_long else _explain(e)
+            raise RedisUnavailable(why) from e
+        finally:
+            if timer.active():
+                timer.cancel()
+        return connection  # type: ignore[no-any-return]
+
+    async def _log_in(self, connection: Connection) -> None:
+        login = self.login
+        commands: list[tuple[Arg, ...]] = []
+        if login.password is not None:
+            commands.append(("AUTH", login.user, login.password) if login.user else ("AUTH", login.password))
+        if login.client_name:
+            commands.append(("CLIENT", "SETNAME", login.client_name))
+        if login.db:
+            commands.append(("SELECT", login.db))
+        for answer in await connection.send(*commands):
+            if isinstance(answer, RedisError):
+                raise answer
+
     def _endpoint(self, host: Host) -> IStreamClientEndpoint:
         endpoint: IStreamClientEndpoint
         if not host.port:
-            endpoint = UNIXClientEndpoint(self.reactor, host.name, timeout=self.timeout)
-        elif isIPAddress(host.name):
+            return UNIXClientEndpoint(self.reactor, host.name, timeout=self.timeout)
+        if isIPAddress(host.name):
             endpoint = TCP4ClientEndpoint(self.reactor, host.name, host.port, timeout=self.timeout)
         elif isIPv6Address(host.name):
             endpoint = TCP6ClientEndpoint(self.reactor, host.name, host.port, timeout=self.timeout)
         else:
             endpoint = HostnameEndpoint(self.reactor, host.name, host.port, timeout=self.timeout)
-        if self.tls is not None and host.port:
-            endpoint = Secured(endpoint, self.tls(host.name), self.reactor)
-        return endpoint
+        return endpoint if self.tls is None else Secured(endpoint, self.tls(host.name), self.reactor)
+
+
+def _explain(e: Exception) -> str:
+    """What went wrong, in a line."""
+    # OpenSSL's errors are lists of (library, function, reason).
+    reasons = [each[-1] for each in e.args[0]] if e.args and isinstance(e.args[0], list) else []
+    return ", ".join(filter(None, reasons)) or str(e) or type(e).__name__

@@ -11,7 +11,7 @@ __all__ = ["OwnLink"]
 
 
 class OwnLink:
-    """``Link`` on a Connection. A command is answered within its own BLOCK or WAIT time and five seconds, or it is lost."""
+    """``Link`` on a Connection, which is lost when an answer is five seconds later than its BLOCK or WAIT time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

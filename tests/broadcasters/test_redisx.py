@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 
 from anycable_tx.background import sleep
-from anycable_tx.broadcasters import redisx, redisx_entries, redisx_leader
+from anycable_tx.broadcasters import redisx, redisx_entries, redisx_group, redisx_leader
 from anycable_tx.broadcasters.redisx import create
 from anycable_tx.broadcasters.redisx_leader import Lease, lease_key
 from anycable_tx.cable.messages import Publication, Receipt, RemoteCommand
@@ -264,13 +264,14 @@ def test_no_more_is_read_while_too_much_is_unfinished(site, monkeypatch):
 
 def test_large_entries_are_read_few_at_a_time(site, monkeypatch):
     monkeypatch.setattr(redisx, "MAX_UNFINISHED_BYTES", 100_000)
-    part = start(site)
-    part.node.down = True
+    site.stop(start(site))
     for _ in range(20):
         add(site, {"stream": "a", "data": "x" * 20_000})
-        site.turn(0.01)
-    site.turn(0.2)
-    assert part._tenure.size < 140_000
+    node = StoreNode(site)
+    node.down = True
+    part = start(site, node)
+    site.turn(0.3)
+    assert 100_000 < part._tenure.size < 200_000
     part.node.down = False
     site.until(lambda: len(part.node.store.published) == 20)
 
@@ -354,6 +355,18 @@ def test_what_was_published_but_not_acknowledged_is_seen_once(site):
     assert store.duplicates == 2
 
 
+def test_an_acknowledgement_that_did_not_arrive_is_sent_again(site):
+    part = start(site)
+    part._done._redis = Broken(part._redis)
+    publish(site, 1)
+    site.until(lambda: part.node.store.published)
+    site.turn()
+    assert left(site) == (1, 1)
+    part._done._redis = part._redis
+    site.until(lambda: left(site) == (0, 0))
+    assert part.node.attempts == 1
+
+
 class Broken:
     """A client through which nothing comes."""
 
@@ -426,6 +439,21 @@ def test_one_that_lost_the_lead_unawares_reads_and_publishes_nothing_more(site):
     site.until(lambda: left(site) == (0, 0))
     assert store.payloads() == numbers(*range(11))
     assert store.duplicates <= 1
+
+
+def test_one_that_does_not_know_that_it_lost_the_lead_takes_nothing(site, monkeypatch):
+    monkeypatch.setattr(Lease, "RENEW_EACH", 60)
+    monkeypatch.setattr(Lease, "LENGTH", 60)
+    part = start(site)
+    publish(site, 1)
+    site.until(lambda: part.node.store.published)
+    site.server.ask("SET", LEASE, "another", "PX", 60000)
+    assert not part._tenure.ended
+    publish(site, 2)
+    site.until(lambda: part._tenure.ended)
+    assert left(site) == (1, 0)
+    site.server.ask("DEL", LEASE)
+    site.until(lambda: part.node.store.payloads() == numbers(1, 2))
 
 
 def test_a_node_that_stood_still_longer_than_its_lease_begins_nothing(site):
@@ -506,6 +534,7 @@ def test_an_outage_is_a_problem_until_reading_goes_on(mode):
             site.turn(0.02)
         assert "__anycable__" in part.problem()
         server.start()
+        site.reactor.pass_time(10)
         publish(site, 2)
         site.until(lambda: part.node.store.payloads() in (numbers(1, 2), numbers(1)) and part.problem() == "")
         publish(site, 3)
@@ -566,16 +595,17 @@ def test_what_was_read_by_a_call_without_an_answer_comes_first(site, mode):
 
     async def losing(script: Any, keys: Any, *args: Any) -> Any:
         answer = await run(script, keys, *args)
-        if script is redisx._TAKE and not lost and answer and answer[1]:
+        if script is redisx_group.TAKE and not lost and answer and answer[1]:
             lost.append(answer)
             raise RedisUnavailable("the answer was lost")
         return answer
 
     part._redis.run = losing
     publish(site, 1, 2, 3)
+    site.until(lambda: lost)
+    publish(site, 4, 5)
     site.until(lambda: left(site) == (0, 0))
-    assert lost
-    assert part.node.store.payloads() == numbers(0, 1, 2, 3)
+    assert part.node.store.payloads() == numbers(0, 1, 2, 3, 4, 5)
 
 
 def test_pending_entries_that_were_deleted_are_acknowledged(each):

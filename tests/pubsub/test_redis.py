@@ -118,18 +118,24 @@ def test_a_thousand_toggles_end_as_the_last_of_them_says(site, subscribed):
     assert heard(bus) == ([("a", 1)] if subscribed else [])
 
 
-def test_a_subscription_is_not_taken_for_confirmed_by_the_confirmation_of_an_earlier_one(site):
+def test_a_channel_is_not_subscribed_again_before_redis_confirmed_that_it_is_left(site):
     bus = site.start(create)
-    site.server.stall()
-    first = Deferred.fromCoroutine(bus.subscribe("a"))
+    site.result(bus.subscribe("a"))
+    confirmed: Deferred[None] = Deferred()
+    unsubscribe = bus._subscriber.unsubscribe
+
+    async def late(names: Any) -> None:
+        await unsubscribe(names)
+        await confirmed
+
+    bus._subscriber.unsubscribe = late
     leaving = Deferred.fromCoroutine(bus.unsubscribe("a"))
-    second = Deferred.fromCoroutine(bus.subscribe("a"))
+    again = Deferred.fromCoroutine(bus.subscribe("a"))
     site.turn()
-    assert not second.called
-    site.server.resume()
-    site.result(second)
+    assert channels(site) == {INTERNAL}
+    confirmed.callback(None)
+    site.result(again)
     assert leaving.called
-    assert first.called
     assert channels(site) == {INTERNAL, "ac:st:a"}
 
 

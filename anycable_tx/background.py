@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine
-from typing import Any
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.metrics import Metrics
 
-__all__ = ["Background", "sleep"]
+__all__ = ["PATIENCE", "Background", "sleep"]
+
+T = TypeVar("T")
+
+#: What a client waits for is asked of an unavailable broker again after these many seconds.
+PATIENCE = (0.1, 0.3, 1.0, 2.0)
 
 
 class Background:
@@ -57,6 +64,16 @@ class Background:
         for deferred in list(self._running):
             deferred.cancel()
 
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What *ask* comes to; while the broker is unavailable it is asked again, and again, but not for ever."""
+        for delay in PATIENCE:
+            try:
+                return await ask()
+            except BrokerUnavailable:
+                self.metrics.count("broker_errors_total")
+                await sleep(self.reactor, delay)
+        return await ask()
+
     async def _attempt(self, failed: str, work: Awaitable[object], **attrs: str) -> None:
         """Let the broker do *work*; when it cannot, count that and go on."""
         try:
@@ -65,8 +82,14 @@ class Background:
             self._broker_failed(failed, **attrs)
 
     def _broker_failed(self, text: str, **attrs: str) -> None:
+        """To be called by the handler of what went wrong. A broker that is away is no reason for a traceback."""
         self.metrics.count("broker_errors_total")
-        self.log.failure("{text}", text=text, attrs={"context": "broker", **attrs})
+        attrs = {"context": "broker", **attrs}
+        error = sys.exception()
+        if isinstance(error, BrokerUnavailable):
+            self.log.warn("{text}: {error}", text=text, error=error, attrs=attrs)
+        else:
+            self.log.failure("{text}", text=text, attrs=attrs)
 
 
 async def sleep(reactor: Any, seconds: float) -> None:

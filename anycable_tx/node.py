@@ -18,6 +18,7 @@ from anycable_tx.cable.fanout import Fanout, Outlet
 from anycable_tx.cable.ids import new_sid
 from anycable_tx.cable.live import open_barriers
 from anycable_tx.cable.messages import (
+    Claim,
     Publication,
     Receipt,
     RemoteCommand,
@@ -245,6 +246,10 @@ class Node(NodeStreams):
     def await_history(self, session: Session) -> None:
         """Open the session's barriers ``history_barrier`` seconds from now."""
         self._awaiting.append((self.reactor.seconds() + self._barrier, session))
+
+    async def claim(self, sid: str, heir: str) -> Claim | None:
+        """What the broker keeps of *sid*."""
+        return await self._patiently(lambda: self.broker.claim_session(sid, heir))
 
     async def take_over(self, sid: str) -> SessionRecord | None:
         """Close the socket of *sid*, here or on another node; its record if it was here."""

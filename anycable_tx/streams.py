@@ -84,7 +84,7 @@ class NodeStreams(Background):
     async def history(self, stream: LocalStream, request: HistoryRequest) -> History:
         """The broker's answer. Raises HistoryRefused and nothing else."""
         try:
-            return await self.broker.history(stream.name, request)
+            return await self._patiently(lambda: self.broker.history(stream.name, request))
         except HistoryRefused:
             raise
         except Exception:

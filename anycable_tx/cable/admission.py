@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -9,7 +10,7 @@ from anycable_tx.cable import codec
 from anycable_tx.cable.attachments import Attachment, Barrier
 from anycable_tx.cable.commands import apply_reply, leave_presence
 from anycable_tx.cable.live import go_live
-from anycable_tx.cable.messages import Position
+from anycable_tx.cable.messages import Claim, Position
 from anycable_tx.cable.records import SessionRecord, StreamRecord
 from anycable_tx.cable.replies import (
     ConnectReply,
@@ -45,6 +46,9 @@ class Registry(Services, Protocol):
 
     def rename(self, session: Session, identifiers: str) -> None:
         """The session, which is registered, has other identifiers now."""
+
+    def claim(self, sid: str, heir: str) -> Awaitable[Claim | None]:
+        """What the broker keeps of *sid*, for *heir*. Raises BrokerUnavailable when it cannot be had for seconds."""
 
     async def take_over(self, sid: str) -> SessionRecord | None:
         """Close the socket of *sid* wherever it is, with no ``disconnect`` frame; its record if it was here."""
@@ -117,10 +121,10 @@ def _refuse(session: Session, reply: ConnectReply, registry: Registry) -> None:
 
 async def _resume(session: Session, arrival: Arrival, registry: Registry) -> bool:
     """Resume the session the client names. False: it has to authenticate."""
-    previous, broker = arrival.previous_sid, registry.broker
+    previous = arrival.previous_sid
     registry.arrives(session)
     try:
-        claim = await broker.claim_session(previous, session.sid)
+        claim = await registry.claim(previous, session.sid)
     except BrokerUnavailable:
         registry.metrics.count("sessions_refused_total", reason="unavailable")
         return False

@@ -50,6 +50,7 @@ def test_a_later_question_does_not_say_where_a_subscription_starts_whose_own_was
     world.broker.failing = {"history": DOWN}
     client = world.connect()
     client.subscribe(A, history={"since": first})
+    world.advance(4)
     assert client.heard() == ["welcome", "confirm_subscription", REJECT]
     world.broker.failing.clear()
     world.advance(10)

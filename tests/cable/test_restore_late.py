@@ -375,6 +375,9 @@ def test_without_the_store_the_client_is_authenticated():
     world.broker.failing = {"claim_session": DOWN, "save_session": DOWN}
     again = client.again()
     again.subscribe(A, history={"streams": again.positions})
+    world.advance(3)
+    assert again.heard() == []
+    world.advance(1)
     assert again.heard() == ["welcome", "confirm_subscription", 2, "confirm_history"]
     assert "restored" not in again.frames[0]
     assert world.metrics.value("sessions_refused_total", "unavailable") == 1
@@ -413,6 +416,23 @@ def test_a_record_that_cannot_be_saved_holds_nothing_up():
     assert world.metrics.value("broker_errors_total") > 0
 
 
+def test_a_short_absence_of_the_store_costs_neither_session_nor_history():
+    world = World()
+    client = left(world, "a")
+    world.broker.failing = {"claim_session": DOWN}
+    again = client.again()
+    world.advance(1)
+    world.broker.failing = {"history": DOWN}
+    world.advance(1)
+    again.catch_up(A)
+    world.publish("a")
+    world.advance(1)
+    world.broker.failing = {}
+    world.advance(1)
+    assert again.heard() == ["welcome", 2, 3, "confirm_history"]
+    assert is_restored(again)
+
+
 def test_history_that_cannot_be_read_is_refused_and_live_goes_on():
     world = World()
     client = left(world, "a")
@@ -420,5 +440,10 @@ def test_history_that_cannot_be_read_is_refused_and_live_goes_on():
     world.broker.failing = {"history": DOWN}
     again.catch_up(A)
     world.publish("a")
-    assert again.heard() == ["welcome", "reject_history", 3]
+    world.advance(3)
+    assert again.heard() == ["welcome"]
+    world.advance(1)
+    assert again.heard() == ["reject_history"]
+    world.publish("a")
+    assert again.heard() == [4]
     assert world.metrics.value("history_rejects_total", "unavailable") == 1

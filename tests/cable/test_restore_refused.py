@@ -79,6 +79,7 @@ def test_a_client_that_did_not_read_that_it_was_told_unasked_is_refused(monkeypa
     world.publish("a", count=101)
     world.broker.slow, world.broker.failing = set(), {"history": DOWN}
     world.broker.answer_all()
+    world.advance(4)
     assert again.heard() == ["welcome", 5, 6, "reject_history"]
     again.positions = {"a": {**known["a"], "offset": 6}}
     world.broker.failing = {}

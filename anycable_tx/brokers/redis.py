@@ -49,7 +49,7 @@ class RedisBroker:
         settings = context.settings
         self._context = context
         self._redis = redis = shared(context)
-        self._marker = Marker(redis)
+        self._marker = Marker(redis, self._wiped)
         self._lease = Lease(redis)
         self._streams = Streams(
             redis,
@@ -203,18 +203,14 @@ class RedisBroker:
         await self._attempt(self.sweep)
 
     async def _check_marker(self) -> None:
-        await self._attempt(self._compare)
+        await self._attempt(self._marker.check)
 
-    async def _compare(self) -> None:
-        """Are the data still the ones this node knows?"""
-        before = self._marker.seen
-        mark = await self._marker.check()
-        if before is not None and before.wipe != mark.wipe:
-            _log.warn(
-                "Redis lost its data, or may have lost the newest: positions are compared, clients are told",
-                attrs={"context": "broker"},
-            )
-            self._context.node.bus_restored()
+    def _wiped(self) -> None:
+        _log.warn(
+            "Redis lost its data, or may have lost the newest: positions are compared, clients are told",
+            attrs={"context": "broker"},
+        )
+        self._context.node.bus_restored()
 
     async def _attempt(self, work: Any) -> None:
         """Do *work*. Failures are counted; of a row of them the first one is logged."""

@@ -190,7 +190,7 @@ end
 )
 
 # A session is a hash: r record, i identifiers' token, n node, d deadline ('' while connected), h heir, x it goes on
-# in its heir, w who is telling its end. sends: sid -> deadline; sof: sids by identifiers; sat: connected ones by node.
+# in its heir, w who tells its end. sends: sid -> deadline; sof: sids by identifiers; sat: connected ones by node.
 _SESSIONS = (
     _SHARED
     + """

@@ -9,6 +9,7 @@ leaves a trace. Within an epoch the offsets have no holes: whatever else is gone
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,11 +48,10 @@ _REPLICATION = re.compile(rb"role:(\w+).*?master_replid:(\w+)", re.DOTALL)
 
 
 class Mark(NamedTuple):
-    """What the marker says: the ``epoch`` streams begin with; ``wipe``, another one after each loss of everything;
-    since when there has been a marker and when data were lost last (-1: never), in milliseconds."""
+    """What the marker says: the ``epoch`` streams begin with; since when there has been a marker, and when data
+    were lost last (-1: never), in milliseconds."""
 
     epoch: str
-    wipe: str
     since: int
     lost: int
 
@@ -62,19 +62,22 @@ class Mark(NamedTuple):
 
 
 class Marker:
-    """The marker as this node has seen it. ``seen`` is None before the first time."""
+    """The marker as this node sees it; *wiped* is called when all data were lost since it was seen before."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, wiped: Callable[[], None]) -> None:
         self._redis = redis
-        self.seen: Mark | None = None
+        self._wiped = wiped
+        self._wipe = ""
 
     async def check(self) -> Mark:
         """What it says now; set anew if it is gone, if it is of another generation or if Redis has evicted keys."""
-        known = self.seen.wipe if self.seen else ""
         now = round(self._redis.now() * 1000)
-        epoch, wipe, since, lost = await self._redis.run(scripts.MARK, [MARKER], now, known, new_epoch())
-        self.seen = Mark(epoch.decode(), wipe.decode(), int(since), int(lost))
-        return self.seen
+        answer = await self._redis.run(scripts.MARK, [MARKER], now, self._wipe, new_epoch())
+        epoch, wipe, since, lost = (each.decode() for each in answer)
+        known, self._wipe = self._wipe, wipe
+        if known and known != wipe:
+            self._wiped()
+        return Mark(epoch, int(since), int(lost))
 
 
 @dataclass(slots=True)

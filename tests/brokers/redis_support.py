@@ -53,8 +53,11 @@ class Brokers:
         self.reactor = reactor
         self.made: list[Made] = []
 
-    def make(self, **settings: Any) -> Made:
-        """A broker of another node."""
+    def make(self, *, sweeps: bool = False, **settings: Any) -> Made:
+        """A broker of another node. Unless it *sweeps* by itself it does so in ``advance`` and ``skip`` only.
+
+        Its clock follows the reactor's, but begins with the server's, of which no time was skipped.
+        """
         node, metrics = RecordingNode(), Metrics()
         context = ProviderContext(
             {**SETTINGS, **REDIS, "redis_url": self.server.url, **settings}, self.reactor, node, metrics
@@ -63,6 +66,8 @@ class Brokers:
         made = Made(RedisBroker(context), node, messages, shared(context), metrics)
         self.made.append(made)
         self.run(made.broker.start())
+        if not sweeps:  # a command that is under way when time is skipped would be given up
+            made.broker._loops[0].stop()
         return made
 
     def listen(self, made: Made, *channels: str) -> None:
@@ -109,9 +114,8 @@ class Brokers:
     def kill(self, made: Made) -> None:
         """Its process is gone: it says and does nothing any more."""
         self.made.remove(made)
-        for loop in made.broker._loops:
-            loop.stop()
-        made.redis._master.stop()
+        made.broker._loops[1].stop()
+        self.run(made.redis.stop())
 
     def close(self) -> None:
         for made in self.made:

@@ -11,6 +11,7 @@ from tests.cable.support import A, World, pubsub
 
 def audited(**settings) -> World:
     world = World(bus=True, **settings)
+    world.node.cancel_all()  # one audit is enough
     world.node.spawn(audit_tails(world.node))
     return world
 

@@ -263,8 +263,15 @@ class Session:
         return self._busy
 
     def afterwards(self, epilogue: Callable[[], None]) -> None:
-        """The connection is gone: call *epilogue* when the command under way has ended."""
-        self._epilogue = epilogue
+        """The connection is gone: call *epilogue*, after any other, when the command under way has ended."""
+        earlier = self._epilogue
+
+        def both() -> None:
+            if earlier is not None:
+                earlier()
+            epilogue()
+
+        self._epilogue = both
 
     def is_open(self) -> bool:
         """Authenticated, and the client can be written to."""

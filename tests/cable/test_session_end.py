@@ -287,6 +287,21 @@ def test_a_stop_waits_for_the_answer_about_who_is_being_let_in() -> None:
     assert told(world) == [(client.session.sid, [])]
 
 
+def test_a_stop_does_not_wait_for_ever_for_who_was_superseded_while_it_was_let_in() -> None:
+    """The node ends such a session, and then its transport says that the connection is gone."""
+    world = World("backend", **KEPT)
+    client = joined(world)
+    client.cut()
+    verdict = world.backend.slowly("check_restore")
+    first = client.again()
+    client.again()
+    assert first.closed == (1000, "Session resumed elsewhere")
+    first.cut()
+    verdict.callback(None)
+    world.advance(0.1)
+    assert ends(world)
+
+
 # -- reports that are taken back
 
 

@@ -1,0 +1,21 @@
+"""Nodes that share a Redis under faults: every client has everything, once and in order, from whichever node."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.cluster_run import Plan, clean, run
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.statement("BR-35", "BR-39", "BR-51", "BR-56", "BR-57", "BR-22", "BR-25")
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("node", "redis"), ("bus", "valkey"), ("redis", "redis")], ids=["node", "bus", "redis"]
+)
+def test_clients_miss_nothing_whatever_fails(fault: str, kind: str) -> None:
+    plan = Plan(nodes=3, clients=40, seconds=12, rate=60, faults={fault: (0.3,)}, kind=kind)
+    report = run(plan)
+    assert clean(report, plan), f"{report.counts}\n{report}"
+    assert report.counts["resumes"] >= 40
+    assert report.counts["replayed"] > 0

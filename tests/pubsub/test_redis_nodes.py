@@ -61,7 +61,9 @@ class Member:
 
 
 def _broker(context: Any) -> Any:
-    context.settings.update({**defaults(public=True), "history_limit": 600, "redis_url": context.settings["redis_url"]})
+    context.settings.update(
+        {**defaults(public=True), "history_limit": 600, "redis_url": context.settings["redis_url"]}
+    )
     broker = RedisBroker(context)
     broker._node = context.node  # type: ignore[attr-defined]
     return broker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,7 @@ from anycable_tx.background import Background
 from anycable_tx.brokers.redis_nodes import Lease
 from anycable_tx.brokers.redis_presence import Presence
 from anycable_tx.brokers.redis_sessions import Sessions
-from anycable_tx.brokers.redis_streams import Marker, Streams
+from anycable_tx.brokers.redis_streams import MARKER, Marker, Streams
 from anycable_tx.cable.messages import Claim, History, HistoryRequest, Member, Position, Publication, Receipt
 from anycable_tx.cable.rules import Rules
 from anycable_tx.errors import BrokerUnavailable
@@ -25,6 +26,8 @@ __all__ = ["MARKER_CHECKS", "RedisBroker", "create"]
 
 #: How often it is made sure that the data are still the same ones, in seconds.
 MARKER_CHECKS = 30.0
+
+_POLICY = re.compile(rb"maxmemory_policy:(\S+)")
 
 _log = Logger()
 
@@ -84,6 +87,7 @@ class RedisBroker:
         await self._redis.start()
         self._serving = True
         await self._check_marker()
+        await self._attempt(self._check_memory)
         await self._tick()
         for loop, interval in zip(self._loops, (1.0, MARKER_CHECKS), strict=True):
             loop.start(interval, now=False)
@@ -205,11 +209,23 @@ class RedisBroker:
     async def _check_marker(self) -> None:
         await self._attempt(self._marker.check)
 
+    async def _check_memory(self) -> None:
+        """Say so if Redis may throw data away."""
+        found = _POLICY.search(await self._redis.execute(MARKER, "INFO", "memory"))
+        if found is not None and found[1] != b"noeviction":
+            _log.warn(
+                "Redis evicts keys when its memory is full (maxmemory-policy {policy}): "
+                "history and sessions may be lost; noeviction is advised",
+                policy=found[1].decode(),
+                attrs={"context": "broker"},
+            )
+
     def _wiped(self) -> None:
         _log.warn(
             "Redis lost its data, or may have lost the newest: positions are compared, clients are told",
             attrs={"context": "broker"},
         )
+        self._lease.unsettle()
         self._context.node.bus_restored()
 
     async def _attempt(self, work: Any) -> None:
@@ -230,6 +246,7 @@ class RedisBroker:
             self._failing = False
 
     def _came_back(self) -> None:
+        self._lease.unsettle()
         if self._serving:
             self._background.spawn(self._check_marker())
 

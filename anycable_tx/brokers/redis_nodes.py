@@ -22,7 +22,7 @@ class Lease:
     """This node among the others; its name is another one at each start.
 
     A node judges others only when it has itself been heard of without a break for ``LEASE`` seconds: after an outage
-    of Redis, or its own, everybody else gets the time to be heard of first.
+    of Redis, or its own, or a failover, everybody else gets the time to be heard of first.
     """
 
     key = NODES
@@ -58,6 +58,10 @@ class Lease:
         if now - self._heard > 2 * BEAT or now - self._steady < LEASE:
             return ""
         return str(round((now - ttl) * 1000))
+
+    def unsettle(self) -> None:
+        """What Redis knows of the nodes may be old news."""
+        self._heard = float("-inf")
 
     async def quit(self) -> None:
         """This node stops."""

@@ -174,6 +174,10 @@ return 0
 _SHARED = """
 local P = string.sub(KEYS[1], 1, -6)
 local function key(kind, name) return P .. kind .. ':' .. name end
+-- Of others' times something is known only if of one's own is: ARGV 1 now, 2 node. These data may be older ones.
+local function judges(before)
+  return before ~= '' and tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or 0) > tonumber(ARGV[1])
+end
 """
 
 # KEYS nodes. ARGV 1 node, 2 until when it is known to live.
@@ -290,7 +294,7 @@ for _, sid in ipairs(redis.call('SMEMBERS', key('sof', ARGV[4]))) do
       ended[1] = ended[1] + 1
     end
     local lives = s[3] == ''
-    if lives and ARGV[5] ~= '' then
+    if lives and judges(ARGV[5]) then
       lives = tonumber(redis.call('ZSCORE', KEYS[1], s[2]) or 0) > tonumber(ARGV[5])
     end
     if lives or s[4] then
@@ -328,7 +332,7 @@ end
 for _, sid in ipairs(redis.call('ZRANGEBYSCORE', P .. 'sends', '-inf', ARGV[1], 'LIMIT', 0, 100)) do
   finish(sid, session(sid))
 end
-if ARGV[4] ~= '' and #ended == 0 then
+if #ended == 0 and judges(ARGV[4]) then
   for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[4])) do
     for _, sid in ipairs(redis.call('SRANDMEMBER', key('sat', node), 100)) do
       local s = session(sid)
@@ -506,7 +510,7 @@ end
 for _, sid in ipairs(redis.call('ZRANGEBYSCORE', P .. 'pends', '-inf', ARGV[1], 'LIMIT', 0, 100)) do
   finish(sid)
 end
-if ARGV[4] ~= '' and #told == 0 then
+if #told == 0 and judges(ARGV[4]) then
   for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[4])) do
     for _, sid in ipairs(redis.call('SRANDMEMBER', key('pat', node), 100)) do
       local there = redis.call('HMGET', key('q', sid), 'n', 'd')

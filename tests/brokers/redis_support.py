@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from anycable_tx.brokers.redis import RedisBroker
 from anycable_tx.cable.messages import StreamMessage
@@ -14,7 +14,7 @@ from anycable_tx.redis import wire
 from anycable_tx.redis.client import shared
 from anycable_tx.testing.broker_conformance import SETTINGS, Bench
 from anycable_tx.testing.fakes import RecordingNode
-from anycable_tx.testing.redis_servers import RedisServer
+from anycable_tx.testing.redis_servers import Cluster, RedisServer, redis_server
 from tests.rpc.http_support import RealReactor
 
 REDIS: dict[str, Any] = {
@@ -45,10 +45,41 @@ class Made(NamedTuple):
         return Bench(self.broker, self.node, self.messages)
 
 
+class Place(Protocol):
+    """Where brokers keep their data."""
+
+    @property
+    def url(self) -> str: ...
+
+    def ask(self, *args: Any) -> Any: ...
+
+
+class ClusterPlace:
+    """A cluster: what is asked is asked of every master."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.url = ",".join(each.url for each in cluster.masters)
+
+    def ask(self, *args: Any) -> list[Any]:
+        return [each.ask(*args) for each in self.cluster.masters]
+
+
+@contextmanager
+def place(kind: str) -> Iterator[RedisServer | ClusterPlace]:
+    """A running ``redis``, ``valkey`` or ``cluster``."""
+    if kind == "cluster":
+        with Cluster() as cluster:
+            yield ClusterPlace(cluster)
+    else:
+        with redis_server(kind=kind) as server:
+            yield server
+
+
 class Brokers:
     """Makes brokers on *server*, one node each, and turns the *reactor* for them."""
 
-    def __init__(self, server: RedisServer, reactor: RealReactor) -> None:
+    def __init__(self, server: Place, reactor: RealReactor) -> None:
         self.server = server
         self.reactor = reactor
         self.made: list[Made] = []
@@ -123,7 +154,7 @@ class Brokers:
 
 
 @contextmanager
-def brokers(server: RedisServer) -> Iterator[Brokers]:
+def brokers(server: Place) -> Iterator[Brokers]:
     """Brokers on *server*, which is empty to begin with."""
     server.ask("FLUSHALL")
     reactor = RealReactor()

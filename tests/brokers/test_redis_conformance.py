@@ -1,4 +1,4 @@
-"""The Redis broker keeps every guarantee a broker makes, on the oldest Redis and on a new Valkey."""
+"""The Redis broker keeps every guarantee a broker makes, on the oldest Redis, on a new Valkey and in a cluster."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from anycable_tx.testing.broker_conformance import Bench, BrokerConformance
-from anycable_tx.testing.redis_servers import RedisServer, redis_server
-from tests.brokers.redis_support import Brokers, brokers
+from tests.brokers.redis_support import Brokers, Place, brokers, place
 
 #: Every stream the suite publishes to.
 STREAMS = ("chat", "one", "two", "typing:1", "room/1", "room/1/2")
 
 
-@pytest.fixture(scope="module", params=["redis", "valkey"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with redis_server(kind=request.param) as running:
+@pytest.fixture(scope="module", params=["redis", "valkey", "cluster"])
+def server(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place(request.param) as running:
         yield running
 
 
@@ -25,7 +24,7 @@ class TestRedisBroker(BrokerConformance):
     brokers: Brokers
 
     @pytest.fixture(autouse=True)
-    def _brokers(self, server: RedisServer) -> Iterator[None]:
+    def _brokers(self, server: Place) -> Iterator[None]:
         with brokers(server) as self.brokers:
             yield
 

@@ -175,6 +175,26 @@ def test_after_an_outage_of_all_nobody_is_judged_before_there_was_time_to_be_hea
     assert ended(*pair) == expired(*pair) == []
 
 
+def test_after_a_restart_with_old_data_nobody_is_judged_by_them() -> None:
+    with redis_server() as own, brokers(own) as bench:
+        pair = one, other = bench.make(), bench.make()
+        bench.advance(LEASE + 3)
+        bench.run(one.broker.save_session("a", "user-1", b"record"))
+        bench.run(one.broker.join("room", "a", "alice", None))
+        for node in own.ask("ZRANGE", NODES, 0, -1):
+            own.ask("ZADD", NODES, 1, node)
+        own.ask("SAVE")
+        bench.advance(4)
+        own.kill()
+        bench.reactor.until(lambda: one.broker.problem() and other.broker.problem())
+        own.start()
+        bench.reactor.until(lambda: not (one.broker.problem() or other.broker.problem()))
+        bench.advance(LEASE - 2, without=one)
+        bench.advance(100)
+        assert ended(*pair) == expired(*pair) == []
+        assert bench.run(other.broker.claim_session("a", "b")) is not None
+
+
 def test_a_node_that_stops_with_nothing_left_is_no_longer_known(bench: Brokers, pair: tuple[Made, Made]) -> None:
     one = pair[0]
     bench.run(one.broker.save_session("a", "user-1", b"record"))

@@ -14,7 +14,7 @@ from anycable_tx.cable.messages import HistoryRequest, Position, Publication, Re
 from anycable_tx.errors import BrokerUnavailable, HistoryRefused
 from anycable_tx.redis import wire
 from anycable_tx.testing.redis_servers import RedisServer, redis_server
-from tests.brokers.redis_support import Brokers, Made, brokers
+from tests.brokers.redis_support import Brokers, Made, Place, brokers, place
 
 RECORD, LOG = (f"ac:{{{wire.token('chat')}}}:{kind}" for kind in "ml")
 
@@ -123,31 +123,29 @@ def test_channels_are_named_like_streams_where_that_is_asked_for(bench: Brokers)
 
 
 @pytest.mark.statement("BR-61")
-def test_any_name_is_a_stream_of_its_own_in_a_cluster() -> None:
-    with RedisServer("--cluster-enabled", "yes", port=random.randrange(20_000, 22_000)) as server:  # its bus: +10,000
-        server.ask("CLUSTER", "ADDSLOTS", *range(16384))
-        bench_until_ok(server)
-        with brokers(server) as bench:
-            made = bench.make(idempotency_ttl=60.0)
-            rng = random.Random(1)
-            names = {"".join(rng.choices("{}abé \n:*", k=rng.randint(1, 12))) for _ in range(1000)}
-            names |= {"{", "}", "{}", "}{", "{a}", "x" * 3000, "y" * 3000}
-            for name in names:
-                publish(bench, made, f'"{len(name)}"', name, id="p-1")
-            for name in names:
-                epoch = bench.run(made.broker.tail(name)).epoch
-                assert history(bench, made, Position(epoch, 0), stream=name) == [f'"{len(name)}"']
-            for name in list(names)[:50]:
-                bench.run(made.broker.save_session(name, name, b"record"))
-                assert bench.run(made.broker.claim_session(name, "heir")) == (b"record", "")
-                assert bench.run(made.broker.join(name, "sid " + name, "id", None))
-                assert len(bench.run(made.broker.members(name))) == 1
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_any_name_is_a_stream_of_its_own(kind: str) -> None:
+    rng = random.Random(1)
+    names = {"".join(rng.choices("{}abé \n:*", k=rng.randint(1, 12))) for _ in range(1000)}
+    names |= {"{", "}", "{}", "}{", "{a}", "x" * 3000, "y" * 3000}
+    with place(kind) as server, brokers(server) as bench:
+        made = bench.make(idempotency_ttl=60.0)
 
+        def together(work: list[Any]) -> list[Any]:
+            return [each for _, each in bench.run(DeferredList([ensureDeferred(each) for each in work]))]
 
-def bench_until_ok(server: RedisServer) -> None:
-    """A cluster takes a moment."""
-    while b"cluster_state:ok" not in server.ask("CLUSTER", "INFO"):
-        pass
+        def asked(name: str) -> Any:
+            return made.broker.history(name, HistoryRequest(Position(epochs[name], 0)))
+
+        texts = {name: str(n) for n, name in enumerate(names)}
+        receipts = together([made.broker.publish(Publication(n, t.encode(), id="p-1")) for n, t in texts.items()])
+        epochs = {name: receipt.epoch for name, receipt in zip(names, receipts, strict=True)}
+        for name, found in zip(names, together([asked(name) for name in names]), strict=True):
+            assert [message.payload.decode() for message in found.messages] == [texts[name]]
+        assert all(together([made.broker.join(name, "sid " + name, "id", None) for name in names]))
+        assert {len(each) for each in together([made.broker.members(name) for name in names])} == {1}
+        together([made.broker.save_session(name, name, b"record") for name in names])
+        assert set(together([made.broker.claim_session(name, "heir") for name in names])) == {(b"record", "")}
 
 
 # -- losses
@@ -377,7 +375,7 @@ def test_the_announcement_says_what_is_kept_and_no_secrets(bench: Brokers) -> No
 
 
 @contextmanager
-def turned_by(bench: Brokers, server: RedisServer) -> Iterator[Brokers]:
+def turned_by(bench: Brokers, server: Place) -> Iterator[Brokers]:
     """More brokers, on another server, with the reactor of *bench*."""
     made = Brokers(server, bench.reactor)
     try:

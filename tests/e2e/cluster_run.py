@@ -123,9 +123,13 @@ class Traffic(threading.Thread):
         except Exception as e:
             self.failure = e
         finally:
-            self._line.close()
-            for publisher in self._publishers:
-                publisher.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the connections; the next publication opens others."""
+        self._line.close()
+        for publisher in self._publishers:
+            publisher.close()
 
     def publish(self, stream: str, *, by_redis: bool) -> None:
         """One message. Raises AssertionError if nobody takes it."""
@@ -247,6 +251,7 @@ async def _drive(
         await asyncio.to_thread(traffic.stop)
     for stream in range(plan.streams):
         await asyncio.to_thread(traffic.publish, f"stream-{stream}", by_redis=stream % 2 == 1)
+    traffic.close()
     await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
     before, deadline = -1, time.monotonic() + _SETTLE
     while len(log.events) != before and time.monotonic() < deadline:

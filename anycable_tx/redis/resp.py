@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from anycable_tx.redis.api import Arg, RedisError
@@ -31,7 +32,7 @@ def _encode_one(arg: Arg) -> bytes:
     if isinstance(arg, bytes):
         return arg
     text = repr(arg)
-    return (text if "e" not in text else format(arg, "f")).encode()
+    return (text if "e" not in text else format(Decimal(text), "f")).encode()
 
 
 class Reader:

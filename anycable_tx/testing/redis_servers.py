@@ -80,7 +80,6 @@ class RedisServer:
     def kill(self) -> None:
         """End it at once."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
             self.process.kill()
             self.process.wait()
             self.process = None

@@ -1,0 +1,55 @@
+"""A reactor, real servers, and clients of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from anycable_tx.metrics import Metrics
+from anycable_tx.redis.client import Client
+from anycable_tx.testing.redis_servers import RedisServer
+from tests.redis.support import SETTINGS, Kept
+from tests.rpc.http_support import RealReactor
+
+Make = Callable[..., Kept]
+
+
+@pytest.fixture
+def reactor() -> Iterator[RealReactor]:
+    reactor = RealReactor()
+    yield reactor
+    reactor.close()
+
+
+@pytest.fixture
+def make(reactor: RealReactor) -> Iterator[Make]:
+    """Makes started clients; at the end they are stopped, and nothing may be left of them."""
+    made: list[Kept] = []
+
+    def make(url: str, *, started: bool = True, **settings: Any) -> Kept:
+        client = Client({**SETTINGS, "redis_url": url, **settings}, reactor, Metrics())
+        made.append(Kept(client, reactor, client._dialer.metrics))
+        if started:
+            made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+    reactor.until(reactor.at_rest)
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server that every test of a module may use, and none may break."""
+    with RedisServer(kind=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of one test."""
+    with RedisServer() as server:
+        yield server

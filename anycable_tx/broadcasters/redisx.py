@@ -316,6 +316,11 @@ class RedisStreamBroadcaster(Background):
                 await self._hold_on(tenure)
             except BrokerUnavailable as e:  # reading fails too then, and says so
                 self.log.debug("cannot keep hold of entries: {error}", error=e, attrs=self._attrs)
+            except CancelledError:
+                raise
+            except Exception:
+                self.metrics.count("internal_errors_total")
+                self.log.failure("cannot keep hold of entries", attrs=self._attrs)
 
     async def _hold_on(self, tenure: Tenure) -> None:
         now = self.reactor.seconds()

@@ -249,17 +249,17 @@ def test_while_the_broker_is_away_everything_waits_and_nothing_overtakes(site, m
     assert part.node.store.duplicates == 0
 
 
-def test_no_more_is_read_while_too_much_is_unfinished(site, monkeypatch):
-    monkeypatch.setattr(redisx, "MAX_UNFINISHED", 200)
+def test_no_more_is_read_while_too_much_is_unfinished(site):
     part = start(site)
     part.node.down = True
-    publish(site, *range(1000))
-    site.until(lambda: left(site)[1] > 200)
+    publish(site, *range(1500))
+    site.until(lambda: left(site)[1] > redisx.MAX_UNFINISHED)
     site.turn(0.3)
-    assert left(site)[1] <= 200 + redisx.BATCH
+    assert left(site)[1] <= redisx.MAX_UNFINISHED + redisx.BATCH
     part.node.down = False
     site.until(lambda: left(site) == (0, 0))
-    assert part.node.store.payloads() == numbers(*range(1000))
+    assert part.node.store.payloads() == numbers(*range(1500))
+    assert dead(site) == []
 
 
 def test_large_entries_are_read_few_at_a_time(site, monkeypatch):

@@ -97,6 +97,7 @@ class RedisBroker:
         if not self._serving:
             return
         self._serving = False
+        self._failing = True  # what is under way need not say that it fails
         for loop in self._loops:
             if loop.running:
                 loop.stop()

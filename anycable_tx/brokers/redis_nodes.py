@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anycable_tx.brokers import redis_scripts as scripts
+from anycable_tx.brokers import redis_shared_scripts as scripts
 from anycable_tx.cable.ids import new_sid
 from anycable_tx.redis.api import Redis
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from anycable_tx.brokers import redis_scripts as scripts
+from anycable_tx.brokers import redis_shared_scripts as scripts
 from anycable_tx.brokers.redis_nodes import RETELL, Lease
 from anycable_tx.cable.messages import Member
 from anycable_tx.errors import PresenceRefused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from anycable_tx.brokers import redis_scripts as scripts
+from anycable_tx.brokers import redis_shared_scripts as scripts
 from anycable_tx.brokers.redis_nodes import RETELL, Lease
 from anycable_tx.cable.messages import Claim
 from anycable_tx.redis import wire

@@ -299,7 +299,7 @@ def _log(record: _Record, entries: list[StreamMessage], rule: Rule, lost: int, n
     kept = entries[len(entries) - (record.offset + 1 - first) :]
     lost = max(lost, kept[0].prev if kept else record.time)
     log = StreamLog(rule.limit, rule.ttl, now, record.offset, lost // 1000)
-    log.trimmed = first - 1 if kept else 0
+    log.trimmed = first - 1 if kept and first - 1 > record.base else -1
     for entry in kept:
         log.restore(entry, entry.time)
     return log

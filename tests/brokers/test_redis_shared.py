@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from anycable_tx.brokers import redis_scripts as scripts
+from anycable_tx.brokers import redis_shared_scripts as scripts
 from anycable_tx.brokers.redis_nodes import LEASE, NODES, RETELL
 from anycable_tx.cable.messages import Member
 from anycable_tx.testing.redis_servers import RedisServer, redis_server

@@ -165,7 +165,7 @@ def test_after_a_flush_nothing_old_is_confirmed_and_everything_new_is_larger(ben
     assert receipt.epoch != positions[3].epoch
     for each in (made, other):
         assert {history(bench, each, position) for position in positions} == {"unknown_epoch"}
-        assert history(bench, each, None, since) in ("expired", "trimmed")
+        assert history(bench, each, None, since) == "expired"
         assert history(bench, each, Position(receipt.epoch, 0)) == ['"new"']
     bench.skip(2)
     assert history(bench, made, None, int(made.redis.now())) == []
@@ -192,6 +192,75 @@ def test_a_node_that_saw_nothing_of_a_flush_still_stores_in_a_new_epoch(bench: B
     assert publish(bench, made).epoch != first.epoch == start.epoch
 
 
+@pytest.mark.statement("BR-58", "BR-60")
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_lost_what_is_confirmed_is_whole(server: RedisServer, seed: int) -> None:
+    rng = random.Random(seed)
+    streams = ("a", "b", "c")
+    issued: dict[str, list[Position]] = {stream: [] for stream in streams}
+    times: dict[str, list[int]] = {stream: [] for stream in streams}
+    held: list[tuple[str, Position, int]] = []  # somebody had so many messages of the stream and this position
+    confirmed = refused = 0
+    with brokers(server) as bench:
+        nodes = [bench.make(history_limit=8) for _ in range(2)]
+        for _ in range(250):
+            stream, made = rng.choice(streams), rng.choice(nodes)
+            record, log = (f"ac:{{{wire.token(stream)}}}:{kind}" for kind in "ml")
+            what = rng.choices(
+                ("publish", "hold", "ask", "since", "log", "record", "flush", "scripts", "time"),
+                (40, 20, 40, 20, 3, 2, 1, 1, 2),
+            )[0]
+            if what == "publish":
+                receipt = publish(bench, made, str(len(issued[stream])), stream)
+                position = Position(receipt.epoch, receipt.offset)
+                assert position not in issued[stream]
+                assert all(position.offset > each.offset for each in issued[stream])
+                issued[stream].append(position)
+                times[stream].append(int(made.redis.now()))
+                held.append((stream, position, len(issued[stream])))
+            elif what == "hold":
+                held.append((stream, bench.run(made.broker.tail(stream)), len(issued[stream])))
+            elif what == "ask" and held:
+                stream, position, known = rng.choice(held[-20:])
+                answer = history(bench, made, position, stream=stream)
+                if isinstance(answer, list):
+                    confirmed += 1
+                    assert answer == [str(n) for n in range(known, len(issued[stream]))]
+                else:
+                    refused += 1
+            elif what == "since":
+                since = int(made.redis.now()) - rng.choice((0, 1, 30, 59))
+                answer = history(bench, made, None, since, stream)
+                if isinstance(answer, list):
+                    missed = [str(n) for n, time in enumerate(times[stream]) if time >= since]
+                    assert answer[len(answer) - len(missed) :] == missed
+                    confirmed += 1
+            elif what == "log":
+                server.ask("DEL", log)
+            elif what == "record" and server.ask("EXISTS", log):
+                server.ask("DEL", record)
+            elif what == "flush":
+                server.ask("FLUSHALL")
+            elif what == "scripts":
+                server.ask("SCRIPT", "FLUSH")
+            elif what == "time":
+                bench.skip(25)
+    assert confirmed > 10
+    assert refused
+
+
+def test_a_node_that_remembers_tells_one_that_does_not_of_a_flush(bench: Brokers) -> None:
+    made = bench.make()
+    fill(bench, made, 1)
+    bench.skip(5)
+    since = int(made.redis.now()) - 6
+    bench.server.ask("FLUSHALL")
+    new = bench.make()
+    assert history(bench, new, None, since) == []
+    assert history(bench, made, None, since) == "expired"
+    assert history(bench, new, None, since) == "expired"
+
+
 @pytest.mark.statement("BR-60")
 def test_without_its_record_a_log_proves_nothing(bench: Brokers) -> None:
     made = bench.make()
@@ -205,7 +274,7 @@ def test_without_its_record_a_log_proves_nothing(bench: Brokers) -> None:
     assert receipt.offset > positions[3].offset
     assert {history(bench, made, position) for position in positions} == {"unknown_epoch"}
     assert history(bench, made, Position(receipt.epoch, 0)) == ['"new"']
-    assert history(bench, made, None, int(made.redis.now()) - 10) == "trimmed"
+    assert history(bench, made, None, int(made.redis.now()) - 10) == "expired"
 
 
 @pytest.mark.statement("BR-60", "BR-47")

@@ -55,6 +55,7 @@ class Cluster:
         self._background = Background(self._reactor, dialer.metrics)
         self._masters: dict[Host, Master] = {}
         self._named: dict[Host, float] = {}  # when a redirection named it
+        self._leaving: set[Master] = set()  # of no use any more, but they owe answers
         self._slots: list[Master | None] = [None] * SLOTS
         self._nodes: set[Host] = set()
         self._timer: Any = None
@@ -233,7 +234,8 @@ class Cluster:
             return
         self._came()
         again, self._ask_again = self._ask_again, False
-        pause = 2 * _REST if again else _TROUBLED if self.problem() else _CALM
+        troubled = self.problem() or self._leaving
+        pause = 2 * _REST if again else _TROUBLED if troubled else _CALM
         self._timer = self._reactor.callLater(pause, self._on_time)
 
     def _on_time(self) -> None:
@@ -273,11 +275,16 @@ class Cluster:
         self._slots, self._nodes = slots, nodes
         serving_now = set(slots)
         now = self._reactor.seconds()
+        leaving, self._leaving = self._leaving, set()
         for host, master in list(self._masters.items()):
-            if master not in serving_now and self._named.get(host, now - _KEPT) + _KEPT <= now:
-                del self._masters[host]
-                self._named.pop(host, None)
-                master.stop()
+            if master in serving_now or self._named.get(host, now - _KEPT) + _KEPT > now:
+                continue
+            if master not in leaving and master.connection is not None and master.connection.pending:
+                self._leaving.add(master)  # what is under way there has until the next time
+                continue
+            del self._masters[host]
+            self._named.pop(host, None)
+            master.stop()
         self._moved(nodes)
 
 

@@ -32,49 +32,48 @@ def client_side(settings: Mapping[str, Any], verify: bool) -> Callable[[str], IO
     ca = settings["redis_tls_ca_cert_path"]
     trust: Any = ssl.platformTrust()
     if ca:
-        trust = ssl.trustRootFromCertificates([ssl.Certificate(each) for each in _certificates("ca_cert", ca)])
-    shown = _pair(settings["redis_tls_client_cert_path"], settings["redis_tls_client_key_path"])
+        found = map(crypto.X509.from_cryptography, _certificates("ca_cert", ca))
+        trust = ssl.trustRootFromCertificates([ssl.Certificate(each) for each in found])
+    cert, key = settings["redis_tls_client_cert_path"], settings["redis_tls_client_key_path"]
+    _check_pair(cert, key)
 
     def create(host: str) -> IOpenSSLClientConnectionCreator:
-        if not verify:
-            return _Unverified(host, ssl.CertificateOptions(verify=False, **shown))
-        return ssl.optionsForClientTLS(host, trustRoot=trust, extraCertificateOptions=shown)
+        creator = ssl.optionsForClientTLS(host, trustRoot=trust) if verify else _Unverified(host)
+        if cert:
+            # All connections that the creator makes share this context.
+            context = creator.clientConnectionForTLS(None).get_context()  # type: ignore[arg-type]
+            context.use_certificate_chain_file(os.path.expanduser(cert))
+            context.use_privatekey_file(os.path.expanduser(key))
+        return creator
 
     return create
 
 
-def _pair(cert_path: str, key_path: str) -> dict[str, Any]:
-    """What CertificateOptions need to show a certificate."""
+def _check_pair(cert_path: str, key_path: str) -> None:
     if bool(cert_path) != bool(key_path):
         given, missing = ("cert", "key") if cert_path else ("key", "cert")
         raise ConfigurationError(
             f"redis_tls_client_{missing}_path: it is needed together with redis_tls_client_{given}_path"
         )
     if not cert_path:
-        return {}
-    certificate, *chain = _certificates("client_cert", cert_path)
+        return
+    certificate = _certificates("client_cert", cert_path)[0]
     option = "redis_tls_client_key_path"
     try:
         key = load_pem_private_key(_read(option, key_path), None)
     except (ValueError, TypeError) as e:
         why = "it has a passphrase" if isinstance(e, TypeError) else "there is no usable PEM key in it"
         raise ConfigurationError(f"{option}: cannot use {key_path!r}: {why}") from None
-    if key.public_key() != certificate.to_cryptography().public_key():
+    if key.public_key() != certificate.public_key():
         raise ConfigurationError(f"{option}: the key in {key_path!r} is not the one of the certificate")
-    return {
-        "privateKey": crypto.PKey.from_cryptography_key(key),  # type: ignore[arg-type]
-        "certificate": certificate,
-        "extraCertChain": chain,
-    }
 
 
-def _certificates(name: str, path: str) -> list[crypto.X509]:
+def _certificates(name: str, path: str) -> list[x509.Certificate]:
     option = f"redis_tls_{name}_path"
     try:
-        found = x509.load_pem_x509_certificates(_read(option, path))
+        return x509.load_pem_x509_certificates(_read(option, path))
     except ValueError:
         raise ConfigurationError(f"{option}: cannot use {path!r}: there is no usable PEM certificate in it") from None
-    return [crypto.X509.from_cryptography(each) for each in found]
 
 
 def _read(option: str, path: str) -> bytes:
@@ -89,8 +88,8 @@ def _read(option: str, path: str) -> bytes:
 class _Unverified:
     """Encrypts, and believes whoever answers."""
 
-    def __init__(self, host: str, options: ssl.CertificateOptions) -> None:
-        self._options = options
+    def __init__(self, host: str) -> None:
+        self._options = ssl.CertificateOptions(verify=False)
         self._name = b"" if isIPAddress(host) or isIPv6Address(host) else host.encode("idna")
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:

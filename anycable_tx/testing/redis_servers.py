@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from random import randrange
 from types import TracebackType
 from typing import Any
 
 from anycable_tx.redis.api import Arg, RedisError
 from anycable_tx.redis.resp import Reader, encode
-from anycable_tx.testing.processes import HOST, ProcessFailed, free_port
+from anycable_tx.testing.processes import HOST, ProcessFailed
 
 __all__ = ["Cluster", "RedisServer", "Sentinels", "binary", "redis_server", "wait_for"]
 
@@ -43,11 +44,8 @@ def binary(kind: str = "redis") -> str:
 class RedisServer:
     """One server process on 127.0.0.1, started and stopped as often as wanted; its data stay in its directory."""
 
-    def __init__(self, *args: str, kind: str = "redis", bus: bool = False) -> None:
-        """With *bus*, the port 10,000 above is free as well: a node of a cluster needs it."""
-        self.port = free_port()
-        while bus and not _can_have_bus(self.port):
-            self.port = free_port()
+    def __init__(self, *args: str, kind: str = "redis") -> None:
+        self.port = _port()
         self._directory = tempfile.TemporaryDirectory(prefix="anycable-redis-")
         self.directory = Path(self._directory.name)
         own = ("--port", str(self.port), "--bind", HOST, "--dir", str(self.directory), "--save", "")
@@ -244,8 +242,8 @@ class Cluster:
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
             *("--cluster-require-full-coverage", "no", "--appendonly", "no", *args),
         )
-        self.masters = [RedisServer(*options, kind=kind, bus=True) for _ in range(3)]
-        self.replicas = [RedisServer(*options, kind=kind, bus=True) for _ in range(3 * replicas)]
+        self.masters = [RedisServer(*options, kind=kind) for _ in range(3)]
+        self.replicas = [RedisServer(*options, kind=kind) for _ in range(3 * replicas)]
 
     @property
     def servers(self) -> list[RedisServer]:
@@ -307,12 +305,25 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 20.0) ->
         time.sleep(0.05)
 
 
-def _can_have_bus(port: int) -> bool:
-    if port + 10_000 > 65_535:
-        return False
+_given: set[int] = set()
+
+
+def _port() -> int:
+    """A free port; and a free one 10,000 above, where nodes of a cluster meet.
+
+    Both are below those that the system gives to outgoing connections: a server that is away keeps its port.
+    """
+    while True:
+        port = randrange(10_000, 22_000)
+        if port not in _given and _is_free(port) and _is_free(port + 10_000):
+            _given.add(port)
+            return port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
-            probe.bind((HOST, port + 10_000))
+            probe.bind((HOST, port))
         except OSError:
             return False
     return True

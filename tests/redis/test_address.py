@@ -49,7 +49,8 @@ def address(url: str, *sentinels: str) -> Address:
         ("redis://h?client_cache=0&max_retries=0&protocol=2", {"ignored": ()}),
         ("redis://h?ssl_cert_reqs=none", {"ignored": ("ssl_cert_reqs",)}),
         ("redis://:pw@s:1?master_set=main", {
-            "master": "main", "sentinels": (Host("s", 1),), "sentinel_login": Login("", "pw"), "login": Login("", "pw"),
+            "master": "main", "sentinels": (Host("s", 1),),
+            "sentinel_login": Login("", "pw"), "login": Login("", "pw"),
         }),
     ],
 )  # fmt: skip
@@ -76,7 +77,7 @@ def test_forms_of_the_url(url: str, expected: dict[str, Any]) -> None:
     ],
 )
 def test_a_wrong_url_is_named_without_its_password(url: str, wrong: str) -> None:
-    with pytest.raises(ConfigurationError, match="^redis_url: ") as e:
+    with pytest.raises(ConfigurationError, match=r"^redis_url: ") as e:
         address(url)
     assert wrong in str(e.value)
     assert "accepted: " in str(e.value)

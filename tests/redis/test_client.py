@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,9 +74,7 @@ class TestCommands:
             it.reactor.result(first)
 
     @pytest.mark.statement("F49")
-    def test_a_script_is_sent_once_and_again_when_the_server_forgot_it(
-        self, server: RedisServer, make: Make
-    ) -> None:
+    def test_a_script_is_sent_once_and_again_when_the_server_forgot_it(self, server: RedisServer, make: Make) -> None:
         it = make(server.url)
         script = Script(f"return {{redis.call('INCR', KEYS[1]), ARGV[1]}} -- {server.port}")
         it.ask("SET", "counter", 0)
@@ -151,9 +150,7 @@ class TestCommands:
         assert it.metrics.value("redis_refused_commands_total", "too_many_pending") == 2
         assert it.ask("ECHO", "k") == b"k"
 
-    def test_so_are_too_many_bytes(
-        self, server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_so_are_too_many_bytes(self, server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(connection_module, "_MAX_PENDING_BYTES", 1000)
         it = make(server.url)
         large, other = (start(it.client.execute("k", "ECHO", size * "x")) for size in (5000, 5))
@@ -230,12 +227,13 @@ class TestLosses:
 
     def test_a_start_without_a_server_goes_on_and_is_no_failure(self, make: Make) -> None:
         server = RedisServer()
-        it = make(server.url, started=False)
-        starting = start(it.client.start())
-        it.until(lambda: "refused" in it.client.problem())
-        it.reactor.pass_time(5)
-        it.reactor.result(starting)
-        with server:
+        with closing(server):
+            it = make(server.url, started=False)
+            starting = start(it.client.start())
+            it.until(lambda: "refused" in it.client.problem())
+            it.reactor.pass_time(5)
+            it.reactor.result(starting)
+            server.start()
             it.until(lambda: it.client.problem() == "")
             assert it.heard.events == []  # that was no coming back
             it.reactor.result(it.client.stop())

@@ -19,5 +19,5 @@ def test_slots_are_those_of_the_server(own_cluster_node: RedisServer, key: str) 
 
 @pytest.fixture(scope="module")
 def own_cluster_node() -> Iterator[RedisServer]:
-    with RedisServer("--cluster-enabled", "yes", bus=True) as server:
+    with RedisServer("--cluster-enabled", "yes") as server:
         yield server

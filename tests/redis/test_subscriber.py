@@ -10,6 +10,7 @@ from twisted.logger import globalLogPublisher
 
 from anycable_tx.redis.api import RedisUnavailable
 from anycable_tx.redis.connection import REPLY_LIMIT
+from anycable_tx.testing.processes import free_port
 from anycable_tx.testing.redis_servers import RedisServer
 from tests.redis.conftest import Make
 from tests.redis.support import turn
@@ -105,12 +106,12 @@ def test_the_end_of_a_subscription_does_not_wait_for_a_lost_connection(own: Redi
 def test_a_stalled_connection_is_found_by_its_keepalive(own: RedisServer, make: Make) -> None:
     it = make(own.url, redis_keepalive_interval=10)
     it.subscribe("a")
-    for _ in range(3):
-        it.reactor.pass_time(10)
-        turn(it.reactor, 0.05)
+    for _ in range(7):  # at 10, 20 and 30 s it is tried, and five seconds later there was an answer
+        it.reactor.pass_time(5)
+        turn(it.reactor, 0.02)
     assert it.heard.events == ["up"]
     own.stall()
-    it.reactor.pass_time(10)
+    it.reactor.pass_time(5)
     turn(it.reactor, 0.05)
     assert "down" not in it.heard.events
     it.reactor.pass_time(REPLY_LIMIT)
@@ -162,8 +163,7 @@ def test_a_stop_is_for_good_and_says_nothing(server: RedisServer, make: Make) ->
 
 
 def test_who_waits_for_a_confirmation_when_it_stops_learns_that(make: Make) -> None:
-    server = RedisServer()
-    it = make(server.url, started=False)
+    it = make(f"redis://127.0.0.1:{free_port()}", started=False)
     subscriber = it.client.subscriber(it.heard.receive, up=lambda: None, down=lambda: None)
     joined = start(subscriber.subscribe(["a"]))
     it.reactor.result(subscriber.stop())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from anycable_tx.background import sleep
+from twisted.internet.task import LoopingCall
+
 from anycable_tx.cable.messages import Position
 from anycable_tx.streams import NodeStreams
 
-__all__ = ["TailAudit", "audit_tails"]
+__all__ = ["MAX_UNDER_WAY", "ROUND", "STEP", "TailAudit"]
 
 #: Each stream is looked at once in so many seconds. One that has not moved since is compared with the broker, every
 #: second time it is looked at; so a loss is found within three such rounds (BR-41).
@@ -20,17 +21,8 @@ STEP = 0.5
 MAX_UNDER_WAY = 32
 
 
-async def audit_tails(node: NodeStreams) -> None:
-    """Audit the streams of *node* until it is cancelled; nothing to do where no other node is on the bus."""
-    if node.pubsub.distributed and node.broker.stores:
-        audit = TailAudit(node)
-        while True:
-            await sleep(node.reactor, STEP)
-            audit.step(node.reactor.seconds())
-
-
 class TailAudit:
-    """The rounds over the streams of *node*."""
+    """The rounds over the streams of *node*; nothing to do where no other node is on the bus."""
 
     def __init__(self, node: NodeStreams) -> None:
         self._node = node
@@ -39,6 +31,18 @@ class TailAudit:
         self._queue: deque[str] = deque()
         self._round_ends = 0.0
         self._under_way = 0
+        self._steps = LoopingCall(lambda: self.step(node.reactor.seconds()))
+        self._steps.clock = node.reactor
+
+    def start(self) -> None:
+        """Begin; the providers have started."""
+        if self._node.pubsub.distributed and self._node.broker.stores:
+            self._steps.start(STEP, now=False)
+
+    def stop(self) -> None:
+        """Look at no more streams."""
+        if self._steps.running:
+            self._steps.stop()
 
     def step(self, now: float) -> None:
         """Look at as many streams as are due at *now*."""

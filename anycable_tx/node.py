@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
+from anycable_tx.audit import TailAudit
 from anycable_tx.background import sleep
 from anycable_tx.cable import codec
 from anycable_tx.cable.admission import Arrival, admit
@@ -53,6 +54,7 @@ class Node(NodeStreams):
         self._changed: dict[Session, None] = {}
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
+        self._audit = TailAudit(self)
         metrics.gauge("clients_num", self.sessions.__len__)
         metrics.gauge("clients_uniq_num", self.sessions.distinct)
         metrics.gauge("broadcast_streams_num", lambda: sum(not s.idle for s in self.hub.streams.values()))
@@ -61,6 +63,7 @@ class Node(NodeStreams):
         """Begin to serve; the providers have started."""
         self._resumable = self.broker.stores and self.settings["sessions_ttl"] > 0
         self._ticker.start(0.1, now=False)
+        self._audit.start()
 
     async def released(self) -> None:
         """Done when every session whose connection ended is in the broker's keeping and controllers know (P8).
@@ -79,6 +82,7 @@ class Node(NodeStreams):
         """End background work. Sessions have been closed."""
         if self._ticker.running:
             self._ticker.stop()
+        self._audit.stop()
         self.cancel_all()
 
     def _tick(self) -> None:

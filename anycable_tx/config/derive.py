@@ -199,7 +199,9 @@ def _providers(draft: Draft) -> None:
     """Settle who does what, and check that they are installed (BR-80)."""
     draft.put("broker", draft["broker"] or "none")
     if not draft["pubsub"]:
-        redis = draft.on("redis_url") or "redisx" in draft["broadcast_adapter"] or draft["broker"] == "redis"
+        # What the memory broker keeps is one node's: there is nobody to hand messages on to.
+        named = draft.on("redis_url") or "redisx" in draft["broadcast_adapter"] or draft["broker"] == "redis"
+        redis = named and draft["broker"] != "memory"
         draft.put("pubsub", "redis" if redis and exists("pubsub", "redis") else "none")
     if not draft["controllers"]:
         tokens = ("jwt",) if draft["jwt_secret"] else ()
@@ -213,6 +215,12 @@ def _providers(draft: Draft) -> None:
             )
     if draft["broker"] == "redis" and draft["pubsub"] != "redis":
         raise draft.error("pubsub", "the broker redis hands messages on over Redis; leave pubsub out, or give redis")
+    if draft["broker"] == "memory" and draft["pubsub"] != "none":
+        raise draft.error(
+            "pubsub",
+            f"the memory broker numbers the messages of one node, so with {draft['pubsub']} nobody's positions would "
+            "hold; give a broker that nodes share, or none",
+        )
     providers.find("broker", draft["broker"])
     providers.find("pubsub", draft["pubsub"])
     for name in draft["broadcast_adapter"]:

@@ -55,7 +55,7 @@ def _broker(draft: Draft) -> None:
         if wanted and exists("broker", service):
             draft.fill("broker", "broker", service)
             draft.fill("broker", "broadcast_adapter", tuple(a for a in adapters if exists("broadcaster", a)))
-            if exists("pubsub", service):
+            if exists("pubsub", service) and draft["broker"] != "memory":
                 draft.fill("broker", "pubsub", service)
             return
     draft.fill("broker", "broker", "memory")

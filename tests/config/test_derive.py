@@ -289,6 +289,12 @@ def test_the_broker_redis_needs_its_bus(load: Load) -> None:
         load("--broker=redis", "--pubsub=none")
 
 
+def test_the_memory_broker_is_one_nodes(load: Load) -> None:
+    assert load("--broker=memory", "--redis_url=r")["pubsub"] == "none"
+    with pytest.raises(ConfigurationError, match=r"^--pubsub: the memory broker numbers the messages of one node"):
+        load("--broker=memory", "--pubsub=redis")
+
+
 @pytest.mark.statement("CO-20", "BR-32")
 def test_publications_and_commands_have_channels_of_their_own(load: Load) -> None:
     file = {"redis_pubsub": {"channel": "__anycable__"}}

@@ -30,7 +30,7 @@ def test_the_broker_preset_alone_is_memory_and_http(load: Load) -> None:
         (["--embed_nats"], ("nats", ("http", "nats"), "nats")),
         (["--embed_nats", "--redis_url=r"], ("nats", ("http", "nats"), "nats")),
         (["--nats_servers=n", "--redis_url=r"], ("redis", ("http", "redisx", "redis"), "redis")),
-        (["--redis_url=r", "--broker=memory"], ("memory", ("http", "redisx", "redis"), "redis")),
+        (["--redis_url=r", "--broker=memory"], ("memory", ("http", "redisx", "redis"), "none")),
         (["--redis_url=r", "--broadcast_adapter=http"], ("redis", ("http",), "redis")),
         (["--redis_url=r", "--broker=memory", "--pubsub=none"], ("memory", ("http", "redisx", "redis"), "none")),
         (["--redis_url=", "--embed_nats=false"], ("memory", ("http",), "none")),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from anycable_tx.audit import ROUND, STEP, audit_tails
+from anycable_tx.audit import ROUND, STEP
 from anycable_tx.broadcasters import redis as legacy
 from anycable_tx.broadcasters import redisx
 from anycable_tx.brokers.redis import RedisBroker
@@ -86,7 +86,6 @@ def test_cut_connections_lose_repeat_and_reorder_nothing(site):
 @pytest.mark.statement("BR-41")
 def test_a_last_message_that_the_bus_lost_is_found_by_the_audit(site):
     a, b = Member(site), Member(site, "a")
-    b.node.spawn(audit_tails(b.node))
     a.publish(1)
     site.until(lambda: b.heard() == [1])
     b.bus._subscriber._connection.push = lambda answer: None

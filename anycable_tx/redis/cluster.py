@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import sample
 from typing import Any
 
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from anycable_tx.background import Background, sleep
@@ -222,7 +223,12 @@ class Cluster:
     async def _look_now(self) -> None:
         try:
             answer, host = await self._ask_slots()
-        except RedisUnavailable as e:
+        except CancelledError:
+            raise
+        except Exception as e:
+            if not isinstance(e, RedisUnavailable):  # a mistake; and no reason to give up
+                self._dialer.metrics.count("internal_errors_total")
+                self.log.failure("Redis: unexpected error")
             if str(e) != self._why:
                 self.log.warn("Redis: {why}", why=str(e), attrs={"context": "redis"})
             self._why = str(e)

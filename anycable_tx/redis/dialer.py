@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import (
@@ -95,9 +97,9 @@ class Dialer:
             too_long = True
             connecting.cancel()
 
-        connecting = self._endpoint(host).connect(factory)
         timer = self.reactor.callLater(self.timeout, give_up)
         try:
+            connecting = self._endpoint(host).connect(factory)
             connection: Any = await connecting
         except CancelledError:
             if too_long:
@@ -139,6 +141,8 @@ class Dialer:
 
 def _explain(e: Exception) -> str:
     """What went wrong, in a line."""
-    # OpenSSL's errors are lists of (library, function, reason).
-    reasons = [each[-1] for each in e.args[0]] if e.args and isinstance(e.args[0], list) else []
-    return ", ".join(filter(None, reasons)) or str(e) or type(e).__name__
+    if isinstance(e, SSL.Error) and e.args and isinstance(e.args[0], list):
+        return ", ".join(str(reason) for *_, reason in e.args[0])
+    if isinstance(e, VerificationError):
+        return "its certificate is not for this name"
+    return str(e) or type(e).__name__

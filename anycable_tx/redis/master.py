@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from anycable_tx.background import Background
@@ -124,9 +124,14 @@ class Master:
         while True:
             try:
                 connection, facts = await self._connect()
-            except (RedisUnavailable, RedisError) as e:
+            except CancelledError:
+                raise
+            except Exception as e:
                 if self._stopped:
                     return
+                if not isinstance(e, RedisUnavailable):  # a mistake; and no reason to give up
+                    self._metrics.count("internal_errors_total")
+                    self.log.failure("Redis: unexpected error")
                 self._complain(str(e))
                 await self._pause.wait()
                 continue
@@ -155,6 +160,7 @@ class Master:
                 raise RedisUnavailable("the connection was lost")
         except (RedisUnavailable, RedisError) as e:
             connection.abort("it is of no use")
+            self._metrics.count("redis_failed_attempts_total")
             raise RedisUnavailable(f"{host}: {e}") from e
         except BaseException:
             connection.abort("the attempt was given up")

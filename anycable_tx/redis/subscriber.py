@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from anycable_tx.background import Background
@@ -129,9 +129,14 @@ class ChannelSubscriber:
         while True:
             try:
                 connection = await self._open()
-            except (RedisUnavailable, RedisError) as e:
+            except CancelledError:
+                raise
+            except Exception as e:
                 if self._is_stopped:
                     return
+                if not isinstance(e, (RedisUnavailable, RedisError)):  # a mistake; and no reason to give up
+                    self._dialer.metrics.count("internal_errors_total")
+                    self.log.failure("Redis: unexpected error")
                 self._complain(str(e))
                 await self._pause.wait()
                 continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from cryptography import x509
@@ -34,30 +35,27 @@ def client_side(settings: Mapping[str, Any], verify: bool) -> Callable[[str], IO
     if ca:
         found = map(crypto.X509.from_cryptography, _certificates("ca_cert", ca))
         trust = ssl.trustRootFromCertificates([ssl.Certificate(each) for each in found])
-    cert, key = settings["redis_tls_client_cert_path"], settings["redis_tls_client_key_path"]
-    _check_pair(cert, key)
+    shown = _pair(settings["redis_tls_client_cert_path"], settings["redis_tls_client_key_path"])
 
+    @lru_cache(64)
     def create(host: str) -> IOpenSSLClientConnectionCreator:
-        creator = ssl.optionsForClientTLS(host, trustRoot=trust) if verify else _Unverified(host)
-        if cert:
-            # All connections that the creator makes share this context.
-            context = creator.clientConnectionForTLS(None).get_context()  # type: ignore[arg-type]
-            context.use_certificate_chain_file(os.path.expanduser(cert))
-            context.use_privatekey_file(os.path.expanduser(key))
-        return creator
+        if verify:
+            return ssl.optionsForClientTLS(host, trustRoot=trust, extraCertificateOptions=shown)
+        return _Unverified(host, ssl.CertificateOptions(verify=False, **shown).getContext())
 
     return create
 
 
-def _check_pair(cert_path: str, key_path: str) -> None:
+def _pair(cert_path: str, key_path: str) -> dict[str, Any]:
+    """What CertificateOptions need to show a certificate, in the form that pyOpenSSL takes since 24.3."""
     if bool(cert_path) != bool(key_path):
         given, missing = ("cert", "key") if cert_path else ("key", "cert")
         raise ConfigurationError(
             f"redis_tls_client_{missing}_path: it is needed together with redis_tls_client_{given}_path"
         )
     if not cert_path:
-        return
-    certificate = _certificates("client_cert", cert_path)[0]
+        return {}
+    certificate, *chain = _certificates("client_cert", cert_path)
     option = "redis_tls_client_key_path"
     try:
         key = load_pem_private_key(_read(option, key_path), None)
@@ -66,6 +64,7 @@ def _check_pair(cert_path: str, key_path: str) -> None:
         raise ConfigurationError(f"{option}: cannot use {key_path!r}: {why}") from None
     if key.public_key() != certificate.public_key():
         raise ConfigurationError(f"{option}: the key in {key_path!r} is not the one of the certificate")
+    return {"privateKey": key, "certificate": certificate, "extraCertChain": chain}
 
 
 def _certificates(name: str, path: str) -> list[x509.Certificate]:
@@ -88,12 +87,12 @@ def _read(option: str, path: str) -> bytes:
 class _Unverified:
     """Encrypts, and believes whoever answers."""
 
-    def __init__(self, host: str) -> None:
-        self._options = ssl.CertificateOptions(verify=False)
+    def __init__(self, host: str, context: SSL.Context) -> None:
+        self._context = context
         self._name = b"" if isIPAddress(host) or isIPv6Address(host) else host.encode("idna")
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._options.getContext(), None)
+        connection = SSL.Connection(self._context, None)
         if self._name:
             connection.set_tlsext_host_name(self._name)
         return connection

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ from anycable_tx.redis.resp import Reader, encode
 from anycable_tx.testing.checker import EventLog, Report
 from anycable_tx.testing.client import CableClient
 from anycable_tx.testing.processes import HOST, ProcessFailed, ProxyProcess, Publisher, Server
-from anycable_tx.testing.redis_servers import RedisServer
+from anycable_tx.testing.redis_servers import RedisServer, Sentinels
 
 __all__ = ["Plan", "clean", "run"]
 
@@ -47,28 +47,80 @@ class Plan:
     streams: int = 20
     heard: int = 3
     cut_every: float = 4.0
-    #: Of ``redis`` (restarted), ``node`` (killed, and started again), ``bus`` (its connections are killed): at which
-    #: part of the time each happens.
+    #: Of ``redis`` (killed, and started again), ``failover`` (the same, while sentinels name another master), ``node``
+    #: (killed, and started again), ``bus`` (its connections are killed): at which part of the time each happens.
     faults: dict[str, tuple[float, ...]] = field(default_factory=dict)
     seed: int = 0
     kind: str = "redis"
 
 
-ALL: dict[str, tuple[float, ...]] = {"bus": (0.15,), "node": (0.3, 0.6), "redis": (0.45,)}
+ALL: dict[str, tuple[float, ...]] = {"bus": (0.15,), "node": (0.3, 0.6), "redis": (0.45,), "failover": (0.75,)}
+#: These begin a new epoch, so history is refused once.
+RESTARTS = frozenset({"redis", "failover"})
+
+
+class Store:
+    """The Redis of the nodes: one server that keeps what it was told, or three with sentinels."""
+
+    def __init__(self, plan: Plan, stack: ExitStack) -> None:
+        if "failover" in plan.faults:
+            self._sentinels: Sentinels | None = stack.enter_context(Sentinels(kind=plan.kind))
+            watchers = ",".join(self._sentinels.sentinels)
+            url = self._sentinels.url
+            self.options: tuple[str, ...] = (f"--redis_sentinels={watchers}", "--redis_min_replicas=1")
+        else:
+            self._sentinels = None
+            kept = ("--appendonly", "yes", "--appendfsync", "always")
+            self._server = stack.enter_context(RedisServer(*kept, kind=plan.kind))
+            url, self.options = self._server.url, ()
+        self.options += (f"--redis_url={url}",)
+
+    @property
+    def master(self) -> RedisServer:
+        """Who takes writes."""
+        return self._server if self._sentinels is None else self._sentinels.master()
+
+    @property
+    def copies(self) -> int:
+        """How many replicas have to have a publication."""
+        return 0 if self._sentinels is None else 1
+
+    def restart(self) -> None:
+        """Kill the master, and start it again: with sentinels as a replica of whoever is master then."""
+        before = self.master
+        before.kill()
+        if self._sentinels is not None:
+            deadline = time.monotonic() + 20
+            while self.master is before:
+                if time.monotonic() > deadline:
+                    raise ProcessFailed("the sentinels named no other master")
+                time.sleep(0.1)
+        else:
+            time.sleep(1.0)
+        before.start()
+        if self._sentinels is not None:
+            before.ask("REPLICAOF", HOST, str(self.master.port))
+
+    def kill_subscriptions(self) -> None:
+        """Close the connections of all subscribers."""
+        self.master.ask("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 class Line:
     """A publisher's connection to Redis, which is opened again when it was lost."""
 
-    def __init__(self, port: Callable[[], int]) -> None:
-        self._port = port
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._socket: socket.socket | None = None
         self._reader = Reader()
 
     def ask(self, *args: Any) -> Any:
         """The answer to one command. Raises OSError or RedisError."""
         if self._socket is None:
-            self._socket, self._reader = socket.create_connection((HOST, self._port()), timeout=5), Reader()
+            self._socket, self._reader = (
+                socket.create_connection((HOST, self._store.master.port), timeout=5),
+                Reader(),
+            )
         try:
             self._socket.sendall(encode(args))
             while not (answers := self._reader.feed(self._received())):
@@ -79,6 +131,12 @@ class Line:
         if isinstance(answers[0], RedisError):
             raise answers[0]
         return answers[0]
+
+    def add(self, payload: str) -> bool:
+        """XADD; True when Redis, and as many replicas as there have to be, have it. Raises OSError or RedisError."""
+        self.ask("XADD", "__anycable__", "*", "payload", payload)
+        copies = self._store.copies
+        return not copies or self.ask("WAIT", copies, 1000) >= copies
 
     def _received(self) -> bytes:
         assert self._socket is not None
@@ -157,10 +215,10 @@ class Traffic(threading.Thread):
     def _by_redis(self, id: str, stream: str, attempt: int) -> bool:
         payload = {"stream": stream, "data": json.dumps({"id": id}), "meta": {"id": id}}
         try:
-            self._line.ask("XADD", "__anycable__", "*", "payload", json.dumps(payload))
-        except (OSError, RedisError):
+            return self._line.add(json.dumps(payload))
+        except (OSError, RedisError, ProcessFailed):
+            self._line.close()
             return False
-        return True
 
     def stop(self) -> None:
         """Stop; raises what went wrong."""
@@ -216,19 +274,16 @@ async def _clients(plan: Plan, urls: list[str], log: EventLog) -> list[CableClie
     return list(clients.values())
 
 
-async def _faults(plan: Plan, nodes: list[Server], redis: RedisServer, begun: float) -> None:
+async def _faults(plan: Plan, nodes: list[Server], store: Store, begun: float) -> None:
     """Each of them at its time."""
     times = sorted((at * plan.seconds, what) for what, when in plan.faults.items() for at in when)
     victims = itertools.cycle(nodes)
     for at, what in times:
         await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
         if what == "bus":
-            with suppress(RedisError):
-                await asyncio.to_thread(redis.ask, "CLIENT", "KILL", "TYPE", "pubsub")
-        elif what == "redis":
-            await asyncio.to_thread(redis.kill)
-            await asyncio.sleep(1.0)
-            await asyncio.to_thread(redis.start)
+            await asyncio.to_thread(store.kill_subscriptions)
+        elif what in RESTARTS:
+            await asyncio.to_thread(store.restart)
         elif what == "node":
             victim = next(victims)
             await asyncio.to_thread(victim.kill)
@@ -236,15 +291,13 @@ async def _faults(plan: Plan, nodes: list[Server], redis: RedisServer, begun: fl
             await asyncio.to_thread(victim.start)
 
 
-async def _drive(
-    plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], redis: RedisServer, line: Line, log: EventLog
-) -> None:
+async def _drive(plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], store: Store, log: EventLog) -> None:
     clients = await _clients(plan, [proxy.url() for proxy in proxies], log)
-    traffic = Traffic(nodes, line, plan, log)
+    traffic = Traffic(nodes, Line(store), plan, log)
     traffic.start()
     try:
         begun = time.monotonic()
-        faults = asyncio.create_task(_faults(plan, nodes, redis, begun))
+        faults = asyncio.create_task(_faults(plan, nodes, store, begun))
         await _cut(proxies, plan, begun + plan.seconds)
         await faults
     finally:
@@ -261,20 +314,20 @@ async def _drive(
 
 
 @contextmanager
-def cluster(plan: Plan) -> Iterator[tuple[list[Server], list[ProxyProcess], RedisServer]]:
+def cluster(plan: Plan) -> Iterator[tuple[list[Server], list[ProxyProcess], Store]]:
     """The nodes, a proxy in front of each, and their Redis, which keeps what it was told."""
     with ExitStack() as stack:
-        redis = stack.enter_context(RedisServer("--appendonly", "yes", "--appendfsync", "always", kind=plan.kind))
+        store = Store(plan, stack)
         options = (
-            "--public", "--presets=broker", f"--redis_url={redis.url}", "--broadcast_adapter=http,redisx",
-            "--history_limit=5000", "--redis_keepalive_interval=2",
+            "--public", "--presets=broker", "--broadcast_adapter=http,redisx", "--history_limit=5000",
+            "--redis_keepalive_interval=2", *store.options,
         )  # fmt: skip
         nodes = [Server(*options) for _ in range(plan.nodes)]
         for node in nodes:
             stack.callback(node.close)
             node.start()
         proxies = [stack.enter_context(ProxyProcess(node.port)) for node in nodes]
-        yield nodes, proxies, redis
+        yield nodes, proxies, store
         for node in nodes:
             if node.stop() != 0 or "Traceback" in node.log:
                 raise ProcessFailed(f"a node did not end well:\n{node.log[-3000:]}")
@@ -283,14 +336,14 @@ def cluster(plan: Plan) -> Iterator[tuple[list[Server], list[ProxyProcess], Redi
 def run(plan: Plan) -> Report:
     """Carry the plan out and judge it. Raises ProcessFailed if a server fails by itself."""
     log = EventLog()
-    with cluster(plan) as (nodes, proxies, redis):
-        asyncio.run(_drive(plan, nodes, proxies, redis, Line(lambda: redis.port), log))
+    with cluster(plan) as (nodes, proxies, store):
+        asyncio.run(_drive(plan, nodes, proxies, store, log))
     return log.check()
 
 
 def clean(report: Report, plan: Plan) -> bool:
     """No finding, everybody resumed, and nobody was refused history but for a restart, which begins a new epoch."""
-    explained = "redis" in plan.faults or not report.counts["refusals"]
+    explained = bool(RESTARTS & plan.faults.keys()) or not report.counts["refusals"]
     return report.ok and explained and not report.counts["fresh_authentications"]
 
 
@@ -303,7 +356,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name))
     for name in ("seconds", "rate", "cut_every"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Plan, name))
-    parser.add_argument("--faults", default="", help="all, or some of bus, node, redis, with commas")
+    parser.add_argument("--faults", default="", help="all, or some of bus, node, redis, failover, with commas")
     parser.add_argument("--kind", default="redis", choices=("redis", "valkey"))
     options = vars(parser.parse_args())
     chosen = options.pop("faults")

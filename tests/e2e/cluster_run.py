@@ -47,8 +47,8 @@ class Plan:
     streams: int = 20
     heard: int = 3
     cut_every: float = 4.0
-    #: Of ``redis`` (killed, and started again), ``failover`` (the same, while sentinels name another master), ``node``
-    #: (killed, and started again), ``bus`` (its connections are killed): at which part of the time each happens.
+    #: Of ``redis`` (killed and started again), ``failover`` (the same, while sentinels name another master), ``node``
+    #: (killed and started again), ``bus`` (its connections are killed): at which part of the time each happens.
     faults: dict[str, tuple[float, ...]] = field(default_factory=dict)
     seed: int = 0
     kind: str = "redis"

@@ -249,13 +249,23 @@ class Cluster:
         self._look()
 
     async def _ask_slots(self) -> tuple[list[Any], Host]:
-        """Any node's answer to CLUSTER SLOTS, and that node."""
+        """A node's answer to CLUSTER SLOTS, and that node; of one who knows of all slots, if there is one.
+
+        A node that has just come knows little yet.
+        """
         problems: list[str] = []
+        best: tuple[int, list[Any], Host] | None = None
         for master in _shuffled(self._masters.values()):
             if master.connection is not None and master.host is not None:
+                host = master.host
                 answer = await _slots(master.connection, problems)
-                if answer is not None:
-                    return answer, master.host
+                known = sum(last + 1 - first for first, last, *_ in answer or ())
+                if answer and (best is None or known > best[0]):
+                    best = (known, answer, host)
+                if known == SLOTS:
+                    break
+        if best is not None:
+            return best[1:]
         for host in _shuffled(self._nodes | set(self._seeds)):
             try:
                 connection = await self._dialer.open(host)

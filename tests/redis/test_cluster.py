@@ -196,9 +196,7 @@ class TestMoves:
         with RedisServer(*options, kind="redis" if _is_redis(cluster) else "valkey") as late:
             cluster.masters.append(late)
             late.ask("CLUSTER", "MEET", "127.0.0.1", str(cluster.masters[0].port))
-            wait_for(
-                lambda: all(len(each.ask("CLUSTER", "NODES").splitlines()) == 4 for each in cluster.masters), "it"
-            )
+            wait_for(lambda: all(_nodes(each) == 4 for each in cluster.masters), "the nodes to meet")
             source = next(each for each in cluster.masters if _has(each, slot))
             it.ask("SET", "k", "1")
             late.ask("CLUSTER", "SETSLOT", str(slot), "IMPORTING", cluster.id_of(source))
@@ -325,3 +323,16 @@ def test_it_asks_for_the_slots_now_and_then(cluster: Cluster, make: Make) -> Non
     before = it.client.generation("k")
     it.until(lambda: it.client.generation("k") != before)
     assert it.metrics.value("redis_redirects_total") == 0
+
+
+def test_a_node_that_knows_little_yet_is_not_believed(make: Make) -> None:
+    with Cluster() as cluster:
+        it: Kept = make(seeds(cluster))
+        # One of the nodes forgets what the others told it: only its own slots are left.
+        last = cluster.masters[-1]
+        for each in cluster.masters[:-1]:
+            last.ask("CLUSTER", "FORGET", cluster.id_of(each))
+        for _ in range(8):
+            it.reactor.pass_time(15)
+            turn(it.reactor, 0.05)
+            assert it.client.problem() == ""

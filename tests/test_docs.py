@@ -211,7 +211,9 @@ def test_the_tests_of_the_example_provider_pass() -> None:
 
 def test_the_statements_are_in_the_order_of_their_numbers() -> None:
     chapters = yaml.safe_load((ROOT / "docs" / "statements.yml").read_text("utf-8"))
-    numbers = [s["id"].split("-") for chapter in chapters for s in chapter["statements"]]
+    ids = [re.fullmatch(r"([A-Z]+)-?(\d+)", s["id"]) for chapter in chapters for s in chapter["statements"]]
+    numbers = [id.groups() for id in ids if id]
+    assert len(numbers) == len(ids)
     for prefix in {prefix for prefix, _ in numbers}:
         own = [int(number) for p, number in numbers if p == prefix]
         assert own == sorted(own)

@@ -271,12 +271,28 @@ class TestLosses:
         asked = start(it.client.execute(KEYS[0], "SET", KEYS[0], "v"))
         heir.ask("CLUSTER", "FAILOVER", "FORCE")
         wait_for(lambda: heir.ask("ROLE")[0] == b"master", "the failover")
-        it.reactor.pass_time(15)  # the nodes are asked, which happens anyway when any other command is redirected
+        wait_for(lambda: all(not _has(each, slot_of(KEYS[0])) for each in failing_over.masters), "the others")
+        assert it.ask("GET", KEYS[0]) is None  # is redirected, and so the nodes are asked
         began = it.reactor.loop.time()
         with pytest.raises(RedisUnavailable):
             it.reactor.result(asked)
         assert it.reactor.loop.time() - began < 2
         assert it.ask("SET", KEYS[0], "v") == b"OK"
+
+    def test_what_is_under_way_at_a_demoted_master_has_a_moment_to_be_sent_on(
+        self, failing_over: Cluster, make: Make
+    ) -> None:
+        it = make(seeds(failing_over))
+        old, heir = failing_over.masters[0], failing_over.replicas[0]
+        old.ask("CLIENT", "PAUSE", "60000", "WRITE")
+        asked = start(it.client.execute(KEYS[0], "SET", KEYS[0], "v"))
+        heir.ask("CLUSTER", "FAILOVER", "FORCE")
+        wait_for(lambda: all(not _has(each, slot_of(KEYS[0])) for each in failing_over.masters), "the failover")
+        assert it.ask("GET", KEYS[0]) is None  # is redirected, and so the nodes are asked
+        turn(it.reactor, 0.3)
+        old.ask("CLIENT", "UNPAUSE")
+        assert it.reactor.result(asked) == b"OK"
+        assert heir.ask("GET", KEYS[0]) == b"v"
 
     def test_subscriptions_move_when_their_node_dies(self, failing_over: Cluster, make: Make) -> None:
         it = make(seeds(failing_over))

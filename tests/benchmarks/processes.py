@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from anycable_tx.testing.redis_servers import redis_server
+
 __all__ = [
     "CPUS",
     "ROOT",
@@ -117,6 +119,7 @@ class ServerKind:
 
     *baseline* is the name of the server that it is compared with: it takes part in the scenarios of that baseline.
     *backend*, ``grpc`` or ``http``, is the way in which it calls an application. *env* is added to the environment.
+    *redis*: it has a Redis of its own.
     """
 
     name: str
@@ -125,6 +128,7 @@ class ServerKind:
     path: str = "/cable"
     baseline: str = "stock"
     backend: str = ""
+    redis: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -157,6 +161,12 @@ def rpc() -> list[ServerKind]:
     own = replace(product(name, "--controllers=noauth,streams,bench_echo"), env={"PYTHONPATH": path})
     backends = [replace(product(impl), backend=impl) for impl in ("grpc", "http")]
     return [replace(kind, baseline=name) for kind in (own, *backends)]
+
+
+def brokers() -> list[ServerKind]:
+    """anycable-tx with each broker."""
+    kinds = [product("memory"), replace(product("redis"), redis=True)]
+    return [replace(kind, baseline="memory") for kind in kinds]
 
 
 class Server(Process):
@@ -218,11 +228,23 @@ def _backend(impl: str, timeout: float) -> Iterator[list[str]]:
 
 
 @contextmanager
+def _redis(wanted: bool) -> Iterator[list[str]]:
+    """A Redis beside the server, if it is *wanted*; gives the options that make the server use it."""
+    if not wanted:
+        yield []
+        return
+    with redis_server() as server:
+        assert server.process is not None
+        os.sched_setaffinity(server.process.pid, {CPUS.client})
+        yield [f"--redis_url={server.url}"]
+
+
+@contextmanager
 def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
     """A server of this *kind*, listening on both ports; killed on leaving. RunFailed if it does not start."""
     port, http_port = _free_port(), _free_port()
-    with _backend(kind.backend, timeout) as options:
-        command = [*kind.command(port, http_port), *options]
+    with _backend(kind.backend, timeout) as options, _redis(kind.redis) as more:
+        command = [*kind.command(port, http_port), *options, *more]
         env = {**os.environ, **kind.env}
         with _listening(kind.name, command, CPUS.server, [port, http_port], timeout, env=env) as pid:
             server = Server(pid, kind, port, http_port)

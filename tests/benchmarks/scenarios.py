@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from anycable_tx.testing.client import CableClient
 from tests.benchmarks.client import EXT, load_client
 from tests.benchmarks.payload import Template
-from tests.benchmarks.processes import Server
+from tests.benchmarks.processes import RunFailed, Server
 from tests.benchmarks.publisher import Publisher, publish_at_rate
 
 __all__ = ["SCENARIOS", "Figures", "Scenario", "Size"]
@@ -187,6 +190,51 @@ def rpc(connections: int, server: Server, size: Size) -> Figures:
     }
 
 
+def shared(server: Server, size: Size) -> Figures:
+    """``steady`` traffic, then publications one after another, then questions for ten missed messages."""
+    figures = steady(20, 50, 1000, 4, server, size)
+    figures.update(_round_trips(server, 2000), **asyncio.run(_histories(server, 500)))
+    return figures
+
+
+def _round_trips(server: Server, count: int) -> Figures:
+    template, publisher = Template("s0"), Publisher(server.http_port)
+    try:
+        times = []
+        for _ in range(count):
+            start = time.monotonic()
+            publisher.post(template.one(time.monotonic_ns()))
+            times.append(time.monotonic() - start)
+    finally:
+        publisher.close()
+    return {
+        "publish_p50_ms": statistics.median(times) * 1e3,
+        "publish_p95_ms": _p95(times),
+    }
+
+
+def _p95(times: list[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1] * 1e3
+
+
+async def _histories(server: Server, count: int) -> Figures:
+    async with CableClient(f"ws://127.0.0.1:{server.port}/cable") as client:
+        identifier = await client.subscribe(stream="asked")
+        publisher, template = Publisher(server.http_port), Template("asked")
+        for _ in range(11):
+            await asyncio.to_thread(publisher.post, template.one(time.monotonic_ns()))
+        publisher.close()
+        first = await client.expect(identifier=identifier, stream_id="asked")
+        position = {"asked": {"epoch": first["epoch"], "offset": first["offset"]}}
+        times = []
+        for _ in range(count):
+            start = time.monotonic()
+            if not await client.history(identifier, position):
+                raise RunFailed("history was refused")
+            times.append(time.monotonic() - start)
+    return {"history_p95_ms": _p95(times)}
+
+
 def _publish_everywhere(server: Server, templates: list[Template], count: int) -> None:
     publisher = Publisher(server.http_port)
     try:
@@ -262,5 +310,12 @@ SCENARIOS = (
         DELIVERY,
         partial(rpc, 50),
         baseline="in process",
+    ),
+    Scenario(
+        "brokers",
+        "1,000 messages/s over 50 streams with 20 subscribers each; one publication, one history of 10, at a time",
+        (*DELIVERY, "publish_p50_ms", "publish_p95_ms", "history_p95_ms"),
+        shared,
+        baseline="memory",
     ),
 )

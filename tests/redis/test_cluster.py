@@ -22,7 +22,7 @@ KEYS = ("b", "c", "a")
 BOTH = Script("redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return ARGV[1]")
 
 
-@pytest.fixture(params=["redis", "valkey"])
+@pytest.fixture(params=["valkey"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with Cluster(request.param) as cluster:
         yield cluster

@@ -17,7 +17,7 @@ from tests.redis.support import turn
 pytestmark = pytest.mark.statement("BR-77")
 
 
-@pytest.fixture(params=["redis", "valkey"])
+@pytest.fixture(params=["redis"])
 def group(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
     with Sentinels(request.param) as group:
         yield group

@@ -204,7 +204,7 @@ class Node(NodeStreams):
             await self.controllers.disconnect(SessionView(sid, reply.identifiers, env, reply.cstate), {})
 
     def interested(self, interest: int) -> bool:
-        """Is the end of a session to be reported after a reply with this interest? (03, 3.7)"""
+        """Is the end of a session to be reported after a reply with this interest?"""
         return self._mode == "always" or (self._mode != "never" and interest >= 0)
 
     def arrives(self, session: Session) -> None:

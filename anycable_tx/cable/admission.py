@@ -229,7 +229,7 @@ async def _welcome_back(
 
 
 async def _apply_restore(session: Session, reply: RestoreReply, registry: Registry) -> None:
-    """Carry out what the backend has to say about a session that came back (03, section 7)."""
+    """Carry out what the backend has to say about a session that came back."""
     if reply.status is Status.ERROR:
         return
     if reply.status is Status.FAILURE:

@@ -201,7 +201,7 @@ def _links(tests: list[Shown]) -> str:
     )
 
 
-_ROW = re.compile(r"^\| ([A-Z]+-\d+) \| (.*?) (?<!\\)\| (.*?) ?\| ", re.M)
+_ROW = re.compile(r"^\| ([A-Z]+-?\d+) \| (.*?) (?<!\\)\| (.*?) ?\| ", re.M)
 _FILE = re.compile(r"\[([^\]]+)\]\([^)]+\)((?: `[^`]+`)*)")
 
 

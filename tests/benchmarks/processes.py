@@ -236,7 +236,7 @@ def _redis(wanted: bool) -> Iterator[list[str]]:
     with redis_server() as server:
         assert server.process is not None
         os.sched_setaffinity(server.process.pid, {CPUS.client})
-        yield [f"--redis_url={server.url}"]
+        yield [f"--redis_url={server.url}", "--broker=redis", "--pubsub=redis"]
 
 
 @contextmanager

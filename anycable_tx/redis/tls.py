@@ -12,14 +12,11 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from OpenSSL import SSL, crypto
 from twisted.internet import ssl
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import implementer
 
 from anycable_tx.errors import ConfigurationError
+from anycable_tx.tls import Unverified, trust_in
 
 __all__ = ["client_side"]
 
@@ -33,15 +30,14 @@ def client_side(settings: Mapping[str, Any], verify: bool) -> Callable[[str], IO
     ca = settings["redis_tls_ca_cert_path"]
     trust: Any = ssl.platformTrust()
     if ca:
-        found = map(crypto.X509.from_cryptography, _certificates("ca_cert", ca))
-        trust = ssl.trustRootFromCertificates([ssl.Certificate(each) for each in found])
+        trust = trust_in(_certificates("ca_cert", ca))
     shown = _pair(settings["redis_tls_client_cert_path"], settings["redis_tls_client_key_path"])
 
     @lru_cache(64)
     def create(host: str) -> IOpenSSLClientConnectionCreator:
         if verify:
             return ssl.optionsForClientTLS(host, trustRoot=trust, extraCertificateOptions=shown)
-        return _Unverified(host, ssl.CertificateOptions(verify=False, **shown).getContext())
+        return Unverified(host, ssl.CertificateOptions(verify=False, **shown).getContext())
 
     return create
 
@@ -81,18 +77,3 @@ def _read(option: str, path: str) -> bytes:
             return file.read()
     except OSError as e:
         raise ConfigurationError(f"{option}: cannot read {path!r}: {e.strerror or e}") from None
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """Encrypts, and believes whoever answers."""
-
-    def __init__(self, host: str, context: SSL.Context) -> None:
-        self._context = context
-        self._name = b"" if isIPAddress(host) or isIPv6Address(host) else host.encode("idna")
-
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
-        if self._name:
-            connection.set_tlsext_host_name(self._name)
-        return connection

@@ -12,9 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
-from anycable_tx.errors import ConfigurationError
+from anycable_tx.rpc.authorities import read_authorities
 
 __all__ = ["Tunnel", "authorities"]
 
@@ -28,19 +26,7 @@ def authorities(settings: Mapping[str, Any]) -> bytes | None:
     Raises ConfigurationError for a file that cannot be read and for what holds no certificate.
     """
     given = settings["rpc_tls_root_ca"]
-    if not given:
-        return _system_authorities()
-    inline = "-----BEGIN " in given
-    try:
-        pem = given.encode() if inline else Path(given).expanduser().read_bytes()
-        x509.load_pem_x509_certificates(pem)
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else "there is no usable certificate in it"
-        shown = "the text" if inline else repr(given)
-        raise ConfigurationError(
-            f"rpc_tls_root_ca: cannot use {shown}: {reason}; accepted: a file with PEM certificates, or their text"
-        ) from None
-    return pem
+    return read_authorities(given)[0] if given else _system_authorities()
 
 
 def _system_authorities() -> bytes | None:

@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from cryptography import x509
-from OpenSSL import SSL, crypto
 from twisted.internet import ssl
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IHandshakeListener,
@@ -21,11 +17,13 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from anycable_tx.errors import ConfigurationError
+from anycable_tx.rpc.authorities import read_authorities
+from anycable_tx.tls import Unverified, trust_in
 
 __all__ = ["Secured", "connection_creator"]
 
@@ -38,46 +36,13 @@ def connection_creator(settings: Mapping[str, Any], host: str) -> IOpenSSLClient
     be read, and for a *host* no certificate can name.
     """
     if not settings["rpc_tls_verify"]:
-        return _Unverified(host)
+        return Unverified(host, ssl.CertificateOptions(verify=False).getContext())
     given = settings["rpc_tls_root_ca"]
-    trust = _authorities(given) if given else ssl.platformTrust()
+    trust = trust_in(read_authorities(given)[1]) if given else ssl.platformTrust()
     try:
         return ssl.optionsForClientTLS(host, trustRoot=trust)
     except UnicodeError as e:
         raise ConfigurationError(f"rpc_host: no certificate can be for the name {host!r}: {e}") from None
-
-
-def _authorities(given: str) -> Any:
-    inline = "-----BEGIN " in given
-    try:
-        if inline:
-            pem = given.encode()
-        else:
-            with open(os.path.expanduser(given), "rb") as file:
-                pem = file.read()
-        certificates = x509.load_pem_x509_certificates(pem)
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else "there is no usable PEM certificate in it"
-        shown = "the text" if inline else repr(given)
-        raise ConfigurationError(f"rpc_tls_root_ca: cannot use {shown}: {reason}") from None
-    return ssl.trustRootFromCertificates(
-        [ssl.Certificate(crypto.X509.from_cryptography(each)) for each in certificates]
-    )
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """Encrypts, and believes whoever answers."""
-
-    def __init__(self, host: str) -> None:
-        self._options = ssl.CertificateOptions(verify=False)
-        self._name = b"" if isIPAddress(host) or isIPv6Address(host) else host.encode("ascii")
-
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._options.getContext(), None)
-        if self._name:
-            connection.set_tlsext_host_name(self._name)
-        return connection
 
 
 @implementer(IHandshakeListener)

@@ -13,12 +13,12 @@ from twisted.python.failure import Failure
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.metrics import Metrics
 
-__all__ = ["PATIENCE", "Background", "sleep"]
+__all__ = ["RETRIES", "Background", "sleep"]
 
 T = TypeVar("T")
 
-#: What a client waits for is asked of an unavailable broker again after these many seconds.
-PATIENCE = (0.1, 0.3, 1.0, 2.0)
+#: What is needed from a broker that fails is asked for again after these many seconds.
+RETRIES = (0.1, 0.3, 1.0, 2.0)
 
 
 class Background:
@@ -66,7 +66,7 @@ class Background:
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What *ask* comes to; while the broker is unavailable it is asked again, and again, but not for ever."""
-        for delay in PATIENCE:
+        for delay in RETRIES:
             try:
                 return await ask()
             except BrokerUnavailable:

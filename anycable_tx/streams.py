@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from anycable_tx.background import Background, sleep
+from anycable_tx.background import RETRIES, Background, sleep
 from anycable_tx.cable import codec
 from anycable_tx.cable.fanout import Fanout
 from anycable_tx.cable.hub import Hub, LocalStream
@@ -24,8 +24,6 @@ __all__ = ["NodeStreams"]
 
 #: A stream whose last subscriber left stays subscribed on the bus for so many seconds.
 LINGER = 5.0
-#: A hole is read from the broker again after these many seconds, until the last attempt failed too.
-HEAL_RETRIES = (0.1, 0.3, 1.0, 2.0)
 #: So many streams are healed at a time when the bus is back.
 HEALED_AT_ONCE = 64
 
@@ -111,7 +109,7 @@ class NodeStreams(Background):
     async def _heal(self, stream: LocalStream) -> None:
         """Fill a hole from the broker; no client takes part (P3). What cannot be filled is told to clients."""
         position = stream.position
-        delays = iter(HEAL_RETRIES)
+        delays = iter(RETRIES)
         while True:
             before = position.position
             try:
@@ -129,7 +127,7 @@ class NodeStreams(Background):
                     self.metrics.count("gaps_healed_total")
                     return
                 if position.position != before:
-                    delays = iter(HEAL_RETRIES)  # more came meanwhile: the broker answers, so it is asked again
+                    delays = iter(RETRIES)  # more came meanwhile: the broker answers, so it is asked again
                     continue
             delay = next(delays, None)
             if delay is None:

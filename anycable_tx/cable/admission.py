@@ -221,8 +221,6 @@ async def _welcome_back(
         await _reattach(session.subscriptions[identifier], record.subscriptions[identifier], registry)
     if record.disconnectable and not registry.controllers.verifies_restores and session.is_open():
         reply = await registry.controllers.restore(restored)
-        if reply is not None and reply.identifiers and reply.status is Status.SUCCESS and session.is_open():
-            registry.rename(session, reply.identifiers)
     if reply is not None and session.is_open():
         await _apply_restore(session, reply, registry)
     registry.await_history(session)
@@ -239,6 +237,8 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
         for sid in (session.sid, session.previous[-1]):
             await registry.broker.forget_session(sid)
         return
+    if reply.identifiers not in ("", session.identifiers):
+        registry.rename(session, reply.identifiers)
     session.merge(reply.cstate)
     for identifier in reply.rejected:
         subscription = session.subscriptions.pop(identifier, None)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import randrange
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from anycable_tx.redis.api import Arg, RedisError
 from anycable_tx.redis.resp import Reader, encode
@@ -140,7 +140,29 @@ def redis_server(*args: str, kind: str = "redis") -> Iterator[RedisServer]:
         yield server
 
 
-class Sentinels:
+class _Group:
+    """Several servers that know each other while the block runs."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+
+class Sentinels(_Group):
     """A master, two replicas and three sentinels that fail over within a second or two. A context manager.
 
     ``url`` and ``sentinels`` are the options of a client. With *password*, the servers ask for it; with
@@ -185,17 +207,6 @@ class Sentinels:
         port = max(named, key=named.count)
         return next(each for each in self.servers if each.port == port)
 
-    def __enter__(self) -> Sentinels:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Leave nothing behind."""
         for each in (*self.watchers, *self.servers):
@@ -233,7 +244,7 @@ class Sentinels:
         return b"connected_slaves:2" in self.servers[0].ask("INFO", "replication", password=self._password)
 
 
-class Cluster:
+class Cluster(_Group):
     """Three masters, each with a third of the slots, and *replicas* of each. A context manager."""
 
     def __init__(self, kind: str = "redis", replicas: int = 0, *args: str) -> None:
@@ -254,17 +265,6 @@ class Cluster:
         """Its name in the cluster."""
         name: bytes = server.ask("CLUSTER", "MYID")
         return name.decode()
-
-    def __enter__(self) -> Cluster:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Leave nothing behind."""

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from anycable_tx.background import Background
 from anycable_tx.metrics import Metrics
 from anycable_tx.rpc.calls import CANCELLED
 from anycable_tx.rpc.transport import CallFailed, RpcReply, RpcStatus
@@ -46,7 +47,7 @@ class _Entry:
 _Line = OrderedDict[str, _Entry]
 
 
-class Disconnector:
+class Disconnector(Background):
     """Tells the backend of the ends of sessions, one call each.
 
     *call* makes one: it is given request and sid, and raises CallFailed. At most ``disconnect_rate`` are begun in
@@ -69,9 +70,8 @@ class Disconnector:
         workers: Callable[[], int],
         hold: float = 0.0,
     ) -> None:
+        super().__init__(reactor, metrics)
         self._call = call
-        self._reactor = reactor
-        self._metrics = metrics
         self._workers = workers
         self._hold = hold
         self._gap = 1 / settings["disconnect_rate"]
@@ -84,8 +84,7 @@ class Disconnector:
         self._lines = (self._ready, self._held, self._failed)
         self._bytes = 0
         self._born = 0
-        self._running: set[_Entry] = set()
-        self._calls: set[Deferred[None]] = set()
+        self._called: set[_Entry] = set()
         self._reported: OrderedDict[str, None] = OrderedDict()
         self._next = 0.0
         self._timer: Any = None
@@ -131,7 +130,7 @@ class Disconnector:
         if self._take(sid) is not None:
             self._rest()
         reported = sid in self._reported
-        for running in [entry for entry in self._running if entry.sid == sid]:
+        for running in [entry for entry in self._called if entry.sid == sid]:
             running.withdrawn = True
             ended: Deferred[None] = Deferred()
             running.waiting.append(ended)
@@ -153,14 +152,13 @@ class Disconnector:
                 self._ready[sid] = entry
         self._pump()
         try:
-            if self.waiting or self._running:
+            if self.waiting or self._called:
                 idle: Deferred[None] = Deferred()
                 self._idle.append(idle)
                 await idle
         except CANCELLED:
             self._stopped = True
-            for call in list(self._calls):
-                call.cancel()
+            self.cancel_all()
             raise
         finally:
             self._stopped = True
@@ -179,7 +177,7 @@ class Disconnector:
     # -- the lines
 
     def _put(self, line: _Line, entry: _Entry, delay: float = 0.0) -> None:
-        entry.due = self._reactor.seconds() + delay
+        entry.due = self.reactor.seconds() + delay
         line[entry.sid] = entry
         self._bytes += entry.size
 
@@ -208,7 +206,7 @@ class Disconnector:
 
     def _drop(self, sid: str, reason: str) -> None:
         self._dropped += 1
-        self._metrics.count("disconnect_dropped_total", reason=reason)
+        self.metrics.count("disconnect_dropped_total", reason=reason)
         self.log.debug("the end of {sid} is not reported: {reason}", sid=sid, reason=reason)
 
     # -- the calls
@@ -223,7 +221,8 @@ class Disconnector:
             while self._ready and self._is_free() and self._may_begin():
                 entry = self._ready.popitem(last=False)[1]
                 self._bytes -= entry.size
-                self._begin(entry)
+                self._called.add(entry)
+                self.spawn(self._tell(entry))
             if not self._ready:
                 self._overflows = False
         finally:
@@ -232,7 +231,7 @@ class Disconnector:
 
     def _ripen(self) -> None:
         """Let those go whose time has come."""
-        now = self._reactor.seconds()
+        now = self.reactor.seconds()
         for line in (self._held, self._failed):
             while line and next(iter(line.values())).due <= now:
                 self._take_pace()
@@ -242,39 +241,23 @@ class Disconnector:
     def _take_pace(self) -> None:
         """Where nothing was ready the rate applies from here on: a pause is not made up for."""
         if not self._ready:
-            self._next = max(self._next, self._reactor.seconds())
+            self._next = max(self._next, self.reactor.seconds())
 
     def _is_free(self) -> bool:
         # At the end nobody else needs the backend.
         workers = self._workers() * (2 if self._draining else 1)
-        return len(self._running) < max(1, workers)
+        return len(self._called) < max(1, workers)
 
     def _may_begin(self) -> bool:
         if self._draining:
             return True
-        now = self._reactor.seconds()
+        now = self.reactor.seconds()
         if now < self._next:
             return False
         self._next = max(self._next, now - SLACK) + self._gap
         return True
 
-    def _begin(self, entry: _Entry) -> None:
-        self._running.add(entry)
-        work = Deferred.fromCoroutine(self._report(entry))
-        if not work.called or work.paused:
-            self._calls.add(work)
-            work.addBoth(self._ended, work)
-        work.addErrback(self._unexpected)
-
-    def _ended(self, result: Any, work: Deferred[None]) -> Any:
-        self._calls.discard(work)
-        return result
-
-    def _unexpected(self, failure: Any) -> None:
-        self._metrics.count("internal_errors_total")
-        self.log.failure("cannot report the end of a session", failure)
-
-    async def _report(self, entry: _Entry) -> None:
+    async def _tell(self, entry: _Entry) -> None:
         entry.tries += 1
         outcome = "failed"
         try:
@@ -286,7 +269,7 @@ class Disconnector:
         except CANCELLED:
             outcome = "stopped"
         finally:
-            self._running.discard(entry)
+            self._called.discard(entry)
             self._settle(entry, outcome)
 
     def _settle(self, entry: _Entry, outcome: str) -> None:
@@ -311,7 +294,7 @@ class Disconnector:
         self._pump()
 
     def _has_later(self, sid: str) -> bool:
-        return any(sid in line for line in self._lines) or any(entry.sid == sid for entry in self._running)
+        return any(sid in line for line in self._lines) or any(entry.sid == sid for entry in self._called)
 
     def _rest(self) -> None:
         """Wake up when the next entry may go; say so when there is none at all."""
@@ -319,7 +302,7 @@ class Disconnector:
             if self._timer.active():
                 self._timer.cancel()
             self._timer = None
-        if not self.waiting and not self._running:
+        if not self.waiting and not self._called:
             idle, self._idle = self._idle, []
             for waiting in idle:
                 waiting.callback(None)
@@ -330,8 +313,8 @@ class Disconnector:
         if self._ready and self._is_free():
             times.append(self._next)
         if times:
-            delay = max(0.0, min(times) - self._reactor.seconds())
-            self._timer = self._reactor.callLater(delay, self._pump)
+            delay = max(0.0, min(times) - self.reactor.seconds())
+            self._timer = self.reactor.callLater(delay, self._pump)
 
 
 def _size(value: object) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from anycable_tx.brokers import redis_shared_scripts as scripts
 from anycable_tx.brokers.redis_nodes import RETELL, Lease
 from anycable_tx.cable.messages import Claim
-from anycable_tx.redis import wire
 from anycable_tx.redis.api import Arg, Redis, Script
+from anycable_tx.tokens import token
 
 __all__ = ["Sessions"]
 
@@ -30,8 +30,8 @@ class Sessions:
     async def save(self, sid: str, identifiers: str, record: bytes, previous: str) -> None:
         """Keep *record* for a session connected to this node, in which *previous* goes on."""
         if self._ttl > 0:
-            token = wire.token(identifiers)
-            await self._run(scripts.SAVE, self._lease.node, self._lease.until, sid, token, record, previous)
+            lease = self._lease
+            await self._run(scripts.SAVE, lease.node, lease.until, sid, token(identifiers), record, previous)
 
     async def release(self, sid: str, record: bytes) -> bool:
         """Keep *record* for the ttl from now; False if the session is not kept."""
@@ -57,7 +57,7 @@ class Sessions:
             return 0
         now, lease = self._lease.now, self._lease
         claimable, *ended = await self._run(
-            scripts.FORGET_ALL, now, lease.node, now + RETELL, wire.token(identifiers), lease.gone_before(0)
+            scripts.FORGET_ALL, now, lease.node, now + RETELL, token(identifiers), lease.gone_before(0)
         )
         self._tell_all(ended)
         return int(claimable)

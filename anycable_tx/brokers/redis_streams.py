@@ -30,6 +30,7 @@ from anycable_tx.cable.stream_log import StreamLog
 from anycable_tx.errors import BrokerUnavailable, HistoryRefused
 from anycable_tx.redis import wire
 from anycable_tx.redis.api import Arg, Redis, RedisError, Script
+from anycable_tx.tokens import token
 
 __all__ = ["MARKER", "Mark", "Marker", "Streams"]
 
@@ -319,7 +320,7 @@ def _entry(stream: str, id: bytes, fields: list[bytes]) -> StreamMessage:
 
 def _tag(stream: str) -> str:
     """What the keys of *stream* begin with."""
-    return f"ac:{{{wire.token(stream)}}}:"
+    return f"ac:{{{token(stream)}}}:"
 
 
 def _milliseconds(seconds: float) -> int:

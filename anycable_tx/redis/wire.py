@@ -7,8 +7,6 @@ messages of our own nodes: only the position of these counts, because other serv
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
-from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -17,25 +15,15 @@ from anycable_tx.cable import publications
 from anycable_tx.cable.messages import Publication, RemoteCommand, StreamMessage
 from anycable_tx.errors import BadPublication
 
-__all__ = ["CHANNEL_PREFIX", "body_of", "channel_of", "decode", "encode", "message_of", "opening_of", "token"]
+__all__ = ["CHANNEL_PREFIX", "body_of", "channel_of", "decode", "encode", "message_of", "opening_of"]
 
 #: Before the name of a stream in the name of its channel, unless that is verbatim.
 CHANNEL_PREFIX = "ac:st:"
-
-#: The longest token that still holds the name itself.
-_LONGEST_TOKEN = 200
 
 
 def channel_of(stream: str, verbatim: bool) -> str:
     """The channel of *stream*: with the prefix, so that it can be no other channel of the server, or *verbatim*."""
     return stream if verbatim else CHANNEL_PREFIX + stream
-
-
-def token(name: str) -> str:
-    """A name for *name*, another for each, of ``[A-Za-z0-9_-]`` and at most 200 characters: for keys."""
-    raw = name.encode()
-    text = "b" + urlsafe_b64encode(raw).rstrip(b"=").decode()
-    return text if len(text) <= _LONGEST_TOKEN else "h" + sha256(raw).hexdigest()
 
 
 def encode(message: StreamMessage | RemoteCommand) -> bytes:

@@ -12,11 +12,11 @@ from twisted.internet.defer import DeferredList, ensureDeferred
 
 from anycable_tx.cable.messages import HistoryRequest, Position, Publication, Receipt
 from anycable_tx.errors import BrokerUnavailable, HistoryRefused
-from anycable_tx.redis import wire
 from anycable_tx.testing.redis_servers import RedisServer, redis_server
+from anycable_tx.tokens import token
 from tests.brokers.redis_support import Brokers, Made, Place, brokers, place
 
-RECORD, LOG = (f"ac:{{{wire.token('chat')}}}:{kind}" for kind in "ml")
+RECORD, LOG = (f"ac:{{{token('chat')}}}:{kind}" for kind in "ml")
 
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])
@@ -205,7 +205,7 @@ def test_whatever_is_lost_what_is_confirmed_is_whole(server: RedisServer, seed: 
         nodes = [bench.make(history_limit=8) for _ in range(2)]
         for _ in range(250):
             stream, made = rng.choice(streams), rng.choice(nodes)
-            record, log = (f"ac:{{{wire.token(stream)}}}:{kind}" for kind in "ml")
+            record, log = (f"ac:{{{token(stream)}}}:{kind}" for kind in "ml")
             what = rng.choices(
                 ("publish", "hold", "ask", "since", "log", "record", "flush", "scripts", "time"),
                 (40, 20, 40, 20, 3, 2, 1, 1, 2),

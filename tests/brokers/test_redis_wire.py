@@ -103,27 +103,3 @@ def test_a_message_on_the_channel_of_another_stream_is_nothing() -> None:
     assert wire.decode(b"b", message) is None
     assert wire.decode(b"ac:st:b", message) is None
     assert wire.decode(b"ac:st:a", message) is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("", "b"),
-        ("chat:1", "bY2hhdDox"),
-        ("chat/1", "bY2hhdC8x"),
-        ("a.b", "bYS5i"),
-        ("room *>", "bcm9vbSAqPg"),
-        ("Zürich/42", "bWsO8cmljaC80Mg"),
-    ],
-)
-def test_a_token_is_legal_everywhere(name: str, expected: str) -> None:
-    assert wire.token(name) == expected
-
-
-@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=300), st.text(max_size=5))
-def test_tokens_differ_where_names_do(one: str, other: str) -> None:
-    token = wire.token(one)
-    assert len(token) <= 200
-    assert not set(token) & set("{}:* ")
-    if one + "x" != one:
-        assert wire.token(one + "x") != token

@@ -147,7 +147,7 @@ def product(name: str, *options: str) -> ServerKind:
 
     def command(port: int, http: int) -> list[str]:
         return [
-            *(twistd, "-n", "--pidfile=", "anycable", "--presets=broker", "--public"),
+            *(twistd, "-n", "--pidfile=", "anycable", "--ignore_config_path", "--presets=broker", "--public"),
             *(f"--port={port}", f"--http_broadcast_port={http}", *options),
         ]
 

@@ -18,16 +18,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from anycable_tx.redis.api import RedisError
 from anycable_tx.redis.resp import Reader, encode
 from anycable_tx.testing.checker import EventLog, Report
-from anycable_tx.testing.client import CableClient
 from anycable_tx.testing.processes import HOST, ProcessFailed, ProxyProcess, Publisher, Server
 from anycable_tx.testing.redis_servers import RedisServer, Sentinels
+from tests.e2e.crowd import at_rest, connect, cut
 
 __all__ = ["Plan", "clean", "run"]
 
@@ -228,52 +228,6 @@ class Traffic(threading.Thread):
             raise self.failure
 
 
-async def _cut(proxies: list[ProxyProcess], plan: Plan, until: float) -> None:
-    """Reset each connection when it is old enough; in every fourth case the server is not told."""
-    chance = random.Random(plan.seed)
-    born: dict[tuple[int, int], float] = {}
-    while time.monotonic() < until:
-        await asyncio.sleep(0.1)
-        now = time.monotonic()
-        there = [
-            (p, number)
-            for p, proxy in enumerate(proxies)
-            for number in await asyncio.to_thread(proxy.do, "connections")
-        ]
-        born = {key: born.get(key, now + chance.random() * plan.cut_every) for key in there}
-        for (p, number), birth in born.items():
-            if birth and now - birth >= plan.cut_every:
-                side = "client" if chance.random() < 0.25 else "both"
-                with suppress(ProcessFailed):
-                    await asyncio.to_thread(proxies[p].do, "cut", connection=number, side=side)
-                born[p, number] = 0.0
-
-
-def _returning(client_of: dict[str, CableClient], name: str, urls: list[str], chance: random.Random) -> Any:
-    """Come back soon, and to whichever node."""
-
-    def after(attempt: int) -> float:
-        client_of[name].url = chance.choice(urls)
-        return min(0.1 * 2**attempt, 1.0) * chance.uniform(0.5, 1.5)
-
-    return after
-
-
-async def _clients(plan: Plan, urls: list[str], log: EventLog) -> list[CableClient]:
-    chance = random.Random(plan.seed)
-    clients: dict[str, CableClient] = {}
-    for number in range(plan.clients):
-        name = f"client-{number}"
-        returning = _returning(clients, name, urls, chance)
-        client = clients[name] = CableClient(
-            urls[number % len(urls)], name=name, log=log, keep_frames=False, reconnect_after=returning
-        )
-        await client.connect()
-        for stream in chance.sample(range(plan.streams), min(plan.heard, plan.streams)):
-            await client.subscribe(stream=f"stream-{stream}")
-    return list(clients.values())
-
-
 async def _faults(plan: Plan, nodes: list[Server], store: Store, begun: float) -> None:
     """Each of them at its time."""
     times = sorted((at * plan.seconds, what) for what, when in plan.faults.items() for at in when)
@@ -292,13 +246,14 @@ async def _faults(plan: Plan, nodes: list[Server], store: Store, begun: float) -
 
 
 async def _drive(plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], store: Store, log: EventLog) -> None:
-    clients = await _clients(plan, [proxy.url() for proxy in proxies], log)
+    urls = [proxy.url() for proxy in proxies]
+    clients = await connect(plan, urls, log, lambda client, name: client.subscribe(stream=name))
     traffic = Traffic(nodes, Line(store), plan, log)
     traffic.start()
     try:
         begun = time.monotonic()
         faults = asyncio.create_task(_faults(plan, nodes, store, begun))
-        await _cut(proxies, plan, begun + plan.seconds)
+        await cut(plan, proxies, begun + plan.seconds)
         await faults
     finally:
         await asyncio.to_thread(traffic.stop)
@@ -306,10 +261,7 @@ async def _drive(plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], s
         await asyncio.to_thread(traffic.publish, f"stream-{stream}", by_redis=stream % 2 == 1)
     traffic.close()
     await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
-    before, deadline = -1, time.monotonic() + _SETTLE
-    while len(log.events) != before and time.monotonic() < deadline:
-        before = len(log.events)
-        await asyncio.sleep(2.0)
+    await at_rest(log, _SETTLE)
     await asyncio.gather(*(client.close() for client in clients))
 
 

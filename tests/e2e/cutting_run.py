@@ -15,15 +15,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from anycable_tx.testing.checker import EventLog, Report
 from anycable_tx.testing.client import CableClient
 from anycable_tx.testing.identifiers import identifier_of
-from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher, Server, server
+from anycable_tx.testing.processes import ProxyProcess, Publisher, Server, server
 from anycable_tx.testing.rpc_app import Application
+from tests.e2e.crowd import at_rest, connect, cut
 from tests.e2e.rpc import IMPLEMENTATIONS, Backend
 
 _SETTLE = 20.0
@@ -75,49 +77,20 @@ class _Traffic(threading.Thread):
             raise self.failure
 
 
-async def _cut(proxy: ProxyProcess, plan: Plan, until: float) -> None:
-    """Reset each connection when it is old enough; in every fourth case the server is not told."""
-    chance = random.Random(plan.seed)
-    born: dict[int, float] = {}
-    while time.monotonic() < until:
-        await asyncio.sleep(0.1)
-        now = time.monotonic()
-        connections = await asyncio.to_thread(proxy.do, "connections")
-        born = {n: born.get(n, now - 0.05) for n in connections}
-        for number, birth in born.items():
-            if now - birth >= plan.cut_every and birth > 0:
-                side = "client" if chance.random() < 0.25 else "both"
-                with suppress(ProcessFailed):  # it may have ended since it was listed
-                    await asyncio.to_thread(proxy.do, "cut", connection=number, side=side)
-                born[number] = 0.0 if side == "client" else birth
-
-
-async def _clients(plan: Plan, url: str, log: EventLog) -> list[CableClient]:
-    chance = random.Random(plan.seed)
-    clients = []
-    for number in range(plan.clients):
-        client = CableClient(
-            url, name=f"client-{number}", log=log, keep_frames=False,
-            reconnect_after=lambda attempt: min(0.1 * 2**attempt, 1.0) * chance.uniform(0.5, 1.5),
-        )  # fmt: skip
-        await client.connect()
-        for stream in chance.sample(range(plan.streams), min(plan.heard, plan.streams)):
-            name = f"stream-{stream}"
-            if plan.rpc:
-                await client.subscribe(identifier_of("Chat", room=name), streams=[name])
-            else:
-                await client.subscribe(stream=name)
-        clients.append(client)
-    return clients
+def _subscribing(plan: Plan) -> Callable[[CableClient, str], Awaitable[Any]]:
+    """How a client subscribes to a stream: by its name, or to the backend's channel of it."""
+    if not plan.rpc:
+        return lambda client, name: client.subscribe(stream=name)
+    return lambda client, name: client.subscribe(identifier_of("Chat", room=name), streams=[name])
 
 
 async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog) -> int:
     """Carry out the plan; answers how many connections the server holds for clients that have a newer one."""
-    clients = await _clients(plan, proxy.url(), log)
+    clients = await connect(plan, [proxy.url()], log, _subscribing(plan))
     traffic = _Traffic(target.publisher(log=log), plan)
     traffic.start()
     try:
-        cutting = asyncio.create_task(_cut(proxy, plan, time.monotonic() + plan.seconds))
+        cutting = asyncio.create_task(cut(plan, [proxy], time.monotonic() + plan.seconds))
         if plan.restart:
             await asyncio.sleep(plan.seconds / 2)
             await asyncio.to_thread(target.restart)
@@ -128,18 +101,10 @@ async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog)
         for stream in range(plan.streams):
             await asyncio.to_thread(last.publish, f"stream-{stream}")
     await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
-    await _rest(log)
+    await at_rest(log, _SETTLE)
     connections = await asyncio.to_thread(proxy.do, "connections")
     await asyncio.gather(*(client.close() for client in clients))
     return len(connections) - plan.clients
-
-
-async def _rest(log: EventLog) -> None:
-    """Wait until nothing has been received for a second."""
-    before, deadline = -1, time.monotonic() + _SETTLE
-    while len(log.events) != before and time.monotonic() < deadline:
-        before = len(log.events)
-        await asyncio.sleep(1.0)
 
 
 def run(plan: Plan, file: IO[str] | None = None) -> Report:

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("google.protobuf")
-
 from google.protobuf import descriptor_pb2
 
 import anycable_tx.rpc
@@ -51,7 +48,6 @@ def test_a_message_has_the_bytes_that_every_backend_knows(name: str) -> None:
 
 
 def test_the_compiled_definition_is_the_written_one(tmp_path: Path) -> None:
-    pytest.importorskip("grpc_tools")
     compiled = tmp_path / "definition"
     protoc = (sys.executable, "-m", "grpc_tools.protoc", f"-I{HOME}", f"--descriptor_set_out={compiled}")
     subprocess.run((*protoc, "anycable.proto"), check=True, timeout=60)

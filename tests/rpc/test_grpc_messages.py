@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-pytest.importorskip("google.protobuf")
-
 from google.protobuf.json_format import MessageToDict
 
 from anycable_tx.rpc.definition import METHODS

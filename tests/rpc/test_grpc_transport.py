@@ -13,11 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
-pytest.importorskip("grpc")
-
 import grpc
+import pytest
 
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.rpc.definition import METHODS

@@ -88,6 +88,9 @@ class INode(Interface):
     def session_expired(sid: str, record: bytes) -> None:
         """A released session cannot be resumed any more, and this node is the one to report its end. Never raises."""
 
+    def store_lost() -> None:
+        """What the broker kept is gone: sessions that are connected are to be saved again. Never raises."""
+
     def bus_lost() -> None:
         """The bus may be missing messages from now on."""
 

@@ -233,6 +233,14 @@ class Node(NodeStreams):
             saving = self.broker.save_session(session.sid, session.identifiers, record, previous)
             await self._attempt("cannot keep a session", saving, sid=session.sid)
 
+    def store_lost(self) -> None:
+        """Keep the records of all sessions anew."""
+        self.spawn(self._save_all())
+
+    async def _save_all(self) -> None:
+        for session in self.sessions:
+            await self.save(session)
+
     def changed(self, session: Session) -> None:
         """Keep the session's record with the next tick: once, however many subscriptions a client makes at once.
 

@@ -549,3 +549,18 @@ def test_many_changes_at_once_are_kept_once():
     assert all(f'"s{n}"'.encode() in kept[0] for n in range(20))
     world.advance(5)
     assert len(kept) == 1
+
+
+def test_all_sessions_are_kept_anew_when_the_broker_lost_them():
+    world = World()
+    clients = [world.connect() for _ in range(3)]
+    kept: list[str] = []
+    save = world.broker.save_session
+
+    def saving(sid, *args):
+        kept.append(sid)
+        return save(sid, *args)
+
+    world.broker.save_session = saving
+    world.node.store_lost()
+    assert sorted(kept) == sorted(client.sid for client in clients)

@@ -34,6 +34,9 @@ CLAIM_EACH = 2.0
 #: A node that is not the leader asks so often whether it may be.
 STANDBY = 1.0
 TICK = 0.5
+#: A node that cannot store anything for so long lets another try, and does not read itself for a while.
+STUCK = 10.0
+AWAY = 8.0
 #: Reading that does not succeed for so long is a problem.
 DEAF_AFTER = 5.0
 #: A stop waits so long for what is in hand.
@@ -84,7 +87,7 @@ class RedisStreamBroadcaster(Background):
         #: What is pending in others' names is to be claimed at once.
         self._takes_over = False
         self._cursor: bytes | str = "0-0"
-        self._claim_at = self._tidy_at = 0.0
+        self._claim_at = self._tidy_at = self._away_until = 0.0
         #: When what is in hand was last known to be this consumer's.
         self._asserted = 0.0
         #: Bytes of the largest entry of the last read; before the first, of one that is very large.
@@ -188,7 +191,7 @@ class RedisStreamBroadcaster(Background):
             await self._make_group()
         tenure = self._tenure
         if tenure is None or tenure.ended:
-            tenure = await self._begin()
+            tenure = None if self.reactor.seconds() < self._away_until else await self._begin()
             if tenure is None:
                 self._succeeded()
                 await self._rest(STANDBY)
@@ -325,6 +328,9 @@ class RedisStreamBroadcaster(Background):
     async def _hold_on(self, tenure: Tenure) -> None:
         now = self.reactor.seconds()
         lease = self._lease
+        if tenure.stuck_for() >= STUCK:
+            await self._step_aside(tenure)
+            return
         if lease is not None and lease.due and not await lease.renew():
             self._lose_lead(tenure)
             return
@@ -335,6 +341,15 @@ class RedisStreamBroadcaster(Background):
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EACH
             await self._group.remove_stale(STALE)
+
+    async def _step_aside(self, tenure: Tenure) -> None:
+        """What this node cannot store another one may be able to."""
+        self.log.warn("nothing of what was read can be stored: another node may try", attrs=self._attrs)
+        self._away_until = self.reactor.seconds() + AWAY
+        tenure.end()
+        self._drop_link()
+        if self._lease is not None:
+            await self._lease.release()
 
     def _lose_lead(self, tenure: Tenure) -> None:
         if not tenure.ended:

@@ -138,6 +138,7 @@ class Tenure(Background):
         #: Entry id -> bytes, in the order taken; ``size`` is their sum.
         self.in_hand: dict[str, int] = {}
         self.size = 0
+        self._progress = 0.0
 
     @property
     def ended(self) -> bool:
@@ -150,6 +151,10 @@ class Tenure(Background):
         """Begin nothing more."""
         self._ended = True
 
+    def stuck_for(self) -> float:
+        """For how many seconds nothing of what is in hand was finished."""
+        return self.reactor.seconds() - self._progress if self.in_hand else 0.0
+
     def take(self, id: str, fields: list[bytes] | None) -> None:
         """An entry was read; None: it was deleted meanwhile. One that is in hand already is not taken twice."""
         if id in self.in_hand or id in self._done:
@@ -157,6 +162,8 @@ class Tenure(Background):
         if fields is None:
             self._done.add(id)
             return
+        if not self.in_hand:
+            self._progress = self.reactor.seconds()
         self.in_hand[id] = size = sum(map(len, fields))
         self.size += size
         self.spawn(self._see_through(id, fields))
@@ -168,6 +175,7 @@ class Tenure(Background):
             return
         finally:
             self.size -= self.in_hand.pop(id)
+        self._progress = self.reactor.seconds()
         self._done.add(id)
 
     async def _publish(self, id: str, fields: list[bytes]) -> None:

@@ -149,6 +149,7 @@ class RedisBroker:
     async def release_session(self, sid: str, record: bytes) -> bool:
         """Keep *record* for ``sessions_ttl`` from now; a sid that was forgotten is not brought back."""
         self._check_serving()
+        self._presence.moved_on(sid)
         return await self._sessions.release(sid, record)
 
     async def claim_session(self, sid: str, heir: str) -> Claim | None:
@@ -227,6 +228,8 @@ class RedisBroker:
             attrs={"context": "broker"},
         )
         self._lease.unsettle()
+        self._context.node.store_lost()
+        self._background.spawn(self._attempt(self._presence.rejoin))
         self._context.node.bus_restored()
 
     async def _attempt(self, work: Any) -> None:

@@ -307,7 +307,7 @@ end
 """
 )
 
-# KEYS nodes. ARGV 1 node, 2 until when it is known to live, 3 sid, 4 heir. Returns stream and id of what moved.
+# KEYS nodes. ARGV 1 node, 2 until when it is known to live, 3 sid, 4 heir. Returns stream, id and info of what moved.
 MOVE = Script(
     _PRESENCE
     + """
@@ -325,6 +325,7 @@ for _, each in ipairs(streams(sid)) do
     end
     moved[#moved + 1] = stream
     moved[#moved + 1] = id
+    moved[#moved + 1] = string.match(redis.call('HGET', key('p', stream), id) or '1 null', '^%d+ (.*)$')
   end
 end
 if #moved > 0 then

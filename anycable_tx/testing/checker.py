@@ -17,6 +17,8 @@ saw them, these others (``t``, seconds, is optional everywhere):
 ``received``        ``client, connection, identifier, id``, ``how`` (``live`` or ``replay``) and, if the message
                     carried them, ``stream, epoch, offset``. An ``id`` of None is not judged.
 ``refused``         ``client, identifier``: ``reject_history``; what was missing until now is not charged.
+``new_epochs``      No members: streams may begin new epochs from now on, so one refusal of each subscription
+                    is explained. Any other is counted in ``unexplained_refusals`` too.
 ``unsubscribing``   ``client, identifier``: sent, still in flight. Optional.
 ``unsubscribed``    ``client, identifier``: nothing may arrive any more.
 ``cut``             ``client, connection``: the connection is lost.
@@ -104,6 +106,7 @@ _COUNTS = (
     "resumes",
     "fresh_authentications",
     "refusals",
+    "unexplained_refusals",
 )
 
 
@@ -185,6 +188,8 @@ class _Subscription:
         self.active = False
         self.ending = False
         self.feeds: dict[str, _Feed] = {}
+        #: How many of the ``new_epochs`` have explained a refusal.
+        self.epochs = 0
 
     def feed(self, stream: str) -> _Feed:
         return self.feeds.setdefault(stream, _Feed())
@@ -198,6 +203,7 @@ class _Check:
         self.by_stream: dict[str, list[_Publication]] = {}
         self.subscriptions: dict[str, dict[str, _Subscription]] = {}
         self.connected: set[str] = set()
+        self.epochs = 0
 
     def run(self) -> Report:
         self._gather()
@@ -300,12 +306,17 @@ class _Check:
                 feed.rewind(event["from"].get(stream), self.publications)
 
     def _on_refused(self, index: int, event: Event) -> None:
-        self.report.counts["refusals"] += 1
         subscription = self._subscription(event)
+        self.report.counts["refusals"] += 1
+        self.report.counts["unexplained_refusals"] += subscription.epochs == self.epochs
+        subscription.epochs = self.epochs
         for stream, feed in subscription.feeds.items():
             if feed.span is not None:
                 self._judge(subscription, stream, ended=True)
                 feed.span = _Span(index)
+
+    def _on_new_epochs(self, index: int, event: Event) -> None:
+        self.epochs += 1
 
     def _on_unsubscribing(self, index: int, event: Event) -> None:
         subscription = self._subscription(event)

@@ -92,6 +92,10 @@ class RecordingNode:
         """Remember (*sid*, *record*) in ``ended``."""
         self.ended.append((sid, record))
 
+    def store_lost(self) -> None:
+        """Remember ``store lost`` in ``bus``."""
+        self.bus.append("store lost")
+
     def bus_lost(self) -> None:
         """Remember ``lost`` in ``bus``."""
         self.bus.append("lost")

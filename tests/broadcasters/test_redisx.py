@@ -341,6 +341,22 @@ def test_what_a_dead_node_left_is_published_once_by_another(each, mode):
         assert store.payloads() == numbers(1, 2, 3, 4)
 
 
+def test_a_node_that_can_store_nothing_lets_another_try(site, mode, monkeypatch):
+    monkeypatch.setattr(redisx, "STUCK", 0.3)
+    monkeypatch.setattr(redisx, "AWAY", 5.0)
+    store = Store()
+    one, other = StoreNode(site, store), StoreNode(site, store)
+    start(site, one, mode=mode)
+    one.down = True
+    publish(site, 1, 2, 3)
+    site.until(lambda: one.attempts)
+    start(site, other, mode=mode)
+    site.until(lambda: len(store.published) == 3)
+    assert store.payloads() == numbers(1, 2, 3)
+    assert set(store.by) == {other}
+    site.until(lambda: left(site) == (0, 0))
+
+
 def test_what_was_published_but_not_acknowledged_is_seen_once(site):
     store = Store()
     part = start(site, StoreNode(site, store))

@@ -323,3 +323,29 @@ def test_any_text_is_a_stream_and_an_id(bench: Brokers, stream: str, id: str, in
     bench.run(made.broker.release_presence("b"))
     bench.advance(12)
     assert expired(made) == [(stream, id)]
+
+
+# -- losses
+
+
+def test_members_who_are_connected_are_there_again_after_a_flush_and_nobody_is_told(
+    bench: Brokers, pair: tuple[Made, Made]
+) -> None:
+    one, other = pair
+    bench.run(one.broker.join("room", "a", "alice", {"n": 1}))
+    bench.run(one.broker.join("room", "b", "bob", None))
+    bench.run(one.broker.join("room", "c", "carol", None))
+    bench.run(one.broker.join("room", "d", "dave", 4))
+    bench.run(one.broker.leave("room", "b"))
+    bench.run(one.broker.release_session("c", b""))
+    bench.run(other.broker.move_presence("d", "e"))
+    bench.run(one.broker.release_session("d", b""))
+    bench.server.ask("FLUSHALL")
+    bench.reactor.pass_time(31)
+    bench.reactor.until(lambda: one.node.bus and other.node.bus)
+    bench.skip(0.1)
+    members = bench.run(other.broker.members("room"))
+    assert sorted(members, key=lambda member: member.id) == [Member("alice", {"n": 1}), Member("dave", 4)]
+    assert bench.run(one.broker.leave("room", "a")) == "alice"
+    assert bench.run(other.broker.leave("room", "e")) == "dave"
+    assert expired(one, other) == []

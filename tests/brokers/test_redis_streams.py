@@ -179,10 +179,10 @@ def test_every_node_is_told_of_a_flush_within_half_a_minute(bench: Brokers) -> N
     publish(bench, one)
     bench.reactor.pass_time(31)
     bench.reactor.until(lambda: one.node.bus and other.node.bus)
-    assert one.node.bus == other.node.bus == ["restored"]
+    assert one.node.bus == other.node.bus == ["store lost", "restored"]
     bench.reactor.pass_time(31)
     bench.sweep(None)
-    assert one.node.bus == ["restored"]
+    assert one.node.bus == ["store lost", "restored"]
 
 
 def test_a_node_that_saw_nothing_of_a_flush_still_stores_in_a_new_epoch(bench: Brokers) -> None:

@@ -268,6 +268,19 @@ def about(name: str, **values: Any) -> tuple[str, dict[str, Any]]:
     return name, {"client": "ann", "identifier": "#a", **values}
 
 
+def test_a_refusal_is_explained_once_by_new_epochs() -> None:
+    new_epochs: tuple[str, dict[str, Any]] = ("new_epochs", {})
+
+    def unexplained(*before: tuple[str, dict[str, Any]]) -> int:
+        events = log(connected(), subscribed(), *before, about("refused"), about("refused"))
+        return check(events).counts["unexplained_refusals"]
+
+    assert unexplained() == 2
+    assert unexplained(new_epochs) == 1
+    assert unexplained(new_epochs, new_epochs) == 1
+    assert unexplained(new_epochs, about("refused"), new_epochs) == 1
+
+
 def test_a_refused_span_is_not_a_loss_but_a_hole_before_it_is() -> None:
     events = log(
         connected(),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
     ids=["node", "failover"],
 )
 def test_clients_miss_nothing_whatever_fails(fault: str, kind: str) -> None:
-    plan = Plan(nodes=3, clients=40, seconds=8, rate=60, faults={fault: (0.3,)}, kind=kind)
+    plan = Plan(nodes=3, clients=40, seconds=8, rate=60, faults={fault: (0.3,)}, broker=kind)
     report = run(plan)
     assert clean(report, plan), f"{report.counts}\n{report}"
     assert report.counts["resumes"] >= 20

@@ -13,17 +13,34 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import randrange
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from anycable_tx.testing.checker import EventLog
 
-__all__ = ["ProcessFailed", "ProxyProcess", "PublishFailed", "Publisher", "Server", "free_port", "server"]
+__all__ = [
+    "BOUND",
+    "Group",
+    "ProcessFailed",
+    "ProxyProcess",
+    "PublishFailed",
+    "Publisher",
+    "Server",
+    "free_port",
+    "kept_port",
+    "server",
+    "wait_for",
+]
 
 HOST = "127.0.0.1"
+#: Becomes the command that follows it, which the kernel kills should this process die without cleaning up
+#: (1: PR_SET_PDEATHSIG, 9: SIGKILL).
+_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+BOUND = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT)
 _TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 _given: set[int] = set()
 
@@ -45,6 +62,58 @@ def free_port() -> int:
         if port not in _given:
             _given.add(port)
             return port
+
+
+def kept_port() -> int:
+    """A free port that stays so while its server is away; and a free one 10,000 above, where servers meet.
+
+    Both are below those that the system gives to outgoing connections.
+    """
+    while True:
+        port = randrange(10_000, 22_000)
+        if port not in _given and _is_free(port) and _is_free(port + 10_000):
+            _given.add(port)
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+    """Return once *condition* holds. Raises ProcessFailed naming *what* was waited for."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise ProcessFailed(f"waited {timeout:g} s for {what}")
+        time.sleep(0.05)
+
+
+class Group:
+    """Several servers that know each other while the block runs."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        raise NotImplementedError
 
 
 class Server:

@@ -5,27 +5,20 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from random import randrange
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from anycable_tx.redis.api import Arg, RedisError
 from anycable_tx.redis.resp import Reader, encode
-from anycable_tx.testing.processes import HOST, ProcessFailed
+from anycable_tx.testing.processes import BOUND, HOST, Group, ProcessFailed, kept_port, wait_for
 
 __all__ = ["Cluster", "RedisServer", "Sentinels", "binary", "redis_server", "wait_for"]
-
-#: Becomes the command that follows it, which the kernel kills should this process die without cleaning up
-#: (1: PR_SET_PDEATHSIG, 9: SIGKILL).
-_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-_BOUND = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT)
 
 
 def binary(kind: str = "redis") -> str:
@@ -45,7 +38,7 @@ class RedisServer:
     """One server process on 127.0.0.1, started and stopped as often as wanted; its data stay in its directory."""
 
     def __init__(self, *args: str, kind: str = "redis") -> None:
-        self.port = _port()
+        self.port = kept_port()
         self._directory = tempfile.TemporaryDirectory(prefix="anycable-redis-")
         self.directory = Path(self._directory.name)
         own = ("--port", str(self.port), "--bind", HOST, "--dir", str(self.directory), "--save", "")
@@ -67,7 +60,7 @@ class RedisServer:
         """Start it; returns once it takes connections. Raises ProcessFailed with the end of its log otherwise."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_BOUND, *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*BOUND, *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         end = time.monotonic() + timeout
         while not self._accepts():
@@ -140,29 +133,7 @@ def redis_server(*args: str, kind: str = "redis") -> Iterator[RedisServer]:
         yield server
 
 
-class _Group:
-    """Several servers that know each other while the block runs."""
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        raise NotImplementedError
-
-    def _start(self) -> None:
-        raise NotImplementedError
-
-
-class Sentinels(_Group):
+class Sentinels(Group):
     """A master, two replicas and three sentinels that fail over within a second or two. A context manager.
 
     ``url`` and ``sentinels`` are the options of a client. With *password*, the servers ask for it; with
@@ -244,7 +215,7 @@ class Sentinels(_Group):
         return b"connected_slaves:2" in self.servers[0].ask("INFO", "replication", password=self._password)
 
 
-class Cluster(_Group):
+class Cluster(Group):
     """Three masters, each with a third of the slots, and *replicas* of each. A context manager."""
 
     def __init__(self, kind: str = "redis", replicas: int = 0, *args: str) -> None:
@@ -294,36 +265,3 @@ class Cluster(_Group):
             return False
         ranges = server.ask("CLUSTER", "SLOTS")
         return len(ranges) == 3 and all(len(each) == 3 + len(self.replicas) // 3 for each in ranges)
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
-    """Return once *condition* holds. Raises ProcessFailed naming *what* was waited for."""
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            raise ProcessFailed(f"waited {timeout:g} s for {what}")
-        time.sleep(0.05)
-
-
-_given: set[int] = set()
-
-
-def _port() -> int:
-    """A free port; and a free one 10,000 above, where nodes of a cluster meet.
-
-    Both are below those that the system gives to outgoing connections: a server that is away keeps its port.
-    """
-    while True:
-        port = randrange(10_000, 22_000)
-        if port not in _given and _is_free(port) and _is_free(port + 10_000):
-            _given.add(port)
-            return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

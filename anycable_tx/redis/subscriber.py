@@ -9,11 +9,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from anycable_tx.background import Background
+from anycable_tx.pause import Pause
 from anycable_tx.redis.address import Host
 from anycable_tx.redis.api import RedisError, RedisUnavailable
 from anycable_tx.redis.connection import REPLY_LIMIT, Connection
 from anycable_tx.redis.dialer import Dialer
-from anycable_tx.redis.pause import Pause
 
 __all__ = ["ChannelSubscriber"]
 

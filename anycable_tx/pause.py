@@ -15,17 +15,17 @@ GOOD = 5.0
 
 
 class Pause:
-    """Doubling from 0.1 to 5 seconds, with jitter."""
+    """Doubling from *first* to 5 seconds, with jitter."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, first: float = _FIRST) -> None:
         self._reactor = reactor
-        self._next = _FIRST
+        self._first = self._next = first
         self._waiting: Deferred[None] | None = None
 
     def lasted(self, seconds: float) -> None:
         """There was a connection for so long."""
         if seconds >= GOOD:
-            self._next = _FIRST
+            self._next = self._first
 
     async def wait(self) -> None:
         """Wait as long as it is time for, or until ``skip``."""
@@ -43,6 +43,6 @@ class Pause:
 
     def skip(self) -> None:
         """Do not wait any longer: something changed."""
-        self._next = _FIRST
+        self._next = self._first
         if self._waiting is not None and not self._waiting.called:
             self._waiting.callback(None)

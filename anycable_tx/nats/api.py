@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from anycable_tx.errors import BrokerUnavailable
 
-__all__ = ["Headers", "Message", "Nats", "NatsUnavailable", "Subscription"]
+__all__ = ["Headers", "Message", "Nats", "NatsUnavailable", "Subscription", "TooLarge"]
 
 #: Names with one value each. Names are compared as they are written.
 Headers = Mapping[str, str]
@@ -17,6 +17,10 @@ class NatsUnavailable(BrokerUnavailable):
     """No connection, nobody who answers, or no answer in time: what was asked may have been done or not."""
 
     code = "broker_unavailable"
+
+
+class TooLarge(NatsUnavailable):
+    """The server takes no message of this size: it was not sent, and trying again does not help."""
 
 
 class Message(NamedTuple):
@@ -39,7 +43,9 @@ class Subscription(Protocol):
 class Nats(Protocol):
     """One connection for the whole process, shared by broker, pub/sub and broadcaster (see ``client.shared``).
 
-    It comes back by itself, for ever. What is asked while it is gone fails at once.
+    It comes back by itself, for ever. What is asked while it is gone fails at once, and so does what is under way
+    when it is lost. A subject that is none (it has spaces, or more than 2000 bytes) raises ValueError, and so does a
+    header that would not arrive as it is; TooLarge is raised for more than the server takes.
     """
 
     #: Where it connects to, for people and without secrets.

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.metrics import Metrics
 
-__all__ = ["RETRIES", "Background", "sleep"]
+__all__ = ["RETRIES", "Background", "done_within", "sleep"]
 
 T = TypeVar("T")
 
@@ -97,6 +97,25 @@ async def sleep(reactor: Any, seconds: float) -> None:
     done: Deferred[None] = Deferred(lambda d: call.cancel())
     call = reactor.callLater(seconds, done.callback, None)
     await done
+
+
+async def done_within(reactor: Any, seconds: float, work: Deferred[Any]) -> bool:
+    """Wait for *work*, but not longer than so many seconds. Is it done? It goes on if it is not."""
+    enough: Deferred[None] = Deferred()
+
+    def wake(result: Any = None) -> Any:
+        if not enough.called:
+            enough.callback(None)
+        return result
+
+    work.addBoth(wake)
+    call = reactor.callLater(seconds, wake)
+    try:
+        await enough
+    finally:
+        if call.active():
+            call.cancel()
+    return bool(work.called)
 
 
 async def _go_on(work: Coroutine[Any, Any, None], waiting: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred, TimeoutError
 from zope.interface import implementer
 
-from anycable_tx.background import Background, sleep
+from anycable_tx.background import Background, done_within
 from anycable_tx.cable.ids import new_sid
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.interfaces import IPubSub, ProviderContext
 from anycable_tx.logs import shorten
+from anycable_tx.pubsub.probe import Probe
 from anycable_tx.pubsub.redis_commands import Commands
 from anycable_tx.redis.api import Redis, Subscriber
 from anycable_tx.redis.client import shared
@@ -20,9 +21,6 @@ __all__ = ["RedisPubSub", "create"]
 
 #: Redis has so many seconds to confirm a subscription.
 PATIENCE = 5.0
-#: A message to oneself is sent so often; when that many have not come back, the connection is deaf.
-PROBE_EACH = 3.0
-MAX_MISSED = 2
 #: Being without the bus for so many seconds is a problem.
 LOST_TOO_LONG = 5.0
 
@@ -37,7 +35,7 @@ class RedisPubSub(Background):
     """One channel per stream, and ``redis_internal_channel`` for commands.
 
     While it is lost the node is told (``bus_lost``), and told again when everything is subscribed anew; a connection
-    on which nothing arrives any more counts as lost too, which a message to oneself shows (F31, F47).
+    on which nothing arrives any more counts as lost too, which a probe shows.
     """
 
     distributed = True
@@ -49,17 +47,21 @@ class RedisPubSub(Background):
         self._verbatim = bool(context.settings["redis_verbatim_channels"])
         internal: str = context.settings["redis_internal_channel"]
         self._commands = Commands(self._redis, internal)
-        self._probe = f"ac:probe:{new_sid()}"
+        probes = f"ac:probe:{new_sid()}"
+        self._probe = Probe(
+            self.reactor,
+            lambda text: self._redis.execute(probes, "PUBLISH", probes, text),
+            lambda: self._subscriber.move("nothing arrives on it"),
+        )
         #: A client's stream may be called like them: they are subscribed for as long as this node runs (BR-38).
-        self._own = (internal, self._probe)
-        self._internal, self._probes = internal.encode(), self._probe.encode()
+        self._own = (internal, probes)
+        self._internal, self._probes = internal.encode(), probes.encode()
         #: The channels wanted, each with a token of the call that asked for it; and who waits for one to be left.
         self._wanted: dict[str, object] = {}
         self._leaving: dict[str, list[Deferred[None]]] = {}
         self._subscriber: Subscriber
         self._lost_since: float | None = None
         self._lost_at = 0.0
-        self._sent = self._returned = self._missed = 0
         self.announcement = f"Starting Redis pub/sub: {self._redis.log_name}"
 
     def problem(self) -> str:
@@ -73,13 +75,10 @@ class RedisPubSub(Background):
         await self._redis.start()
         self._subscriber = self._redis.subscriber(self._receive, up=self._restored, down=self._lost)
         confirmed = Deferred.fromCoroutine(self._subscriber.subscribe(self._own))
-        until = self.reactor.seconds() + (0 if self._redis.problem() else PATIENCE)
-        while not confirmed.called and self.reactor.seconds() < until:
-            await sleep(self.reactor, 0.01)
-        if not confirmed.called:
+        if not await done_within(self.reactor, 0 if self._redis.problem() else PATIENCE, confirmed):
             self._lost()
         self.spawn(self._connected(confirmed))
-        self.spawn(self._probe_bus())
+        self.spawn(self._probe.run())
 
     async def _connected(self, confirmed: Deferred[None]) -> None:
         await confirmed
@@ -142,7 +141,7 @@ class RedisPubSub(Background):
 
     def _receive(self, channel: bytes, payload: bytes) -> None:
         if channel == self._probes and payload.isdigit():
-            self._returned = int(payload)
+            self._probe.heard(payload)
             return
         try:
             found = decode(channel, payload)
@@ -168,12 +167,14 @@ class RedisPubSub(Background):
         if self._lost_since is None:
             self._lost_since = self.reactor.seconds()
             self._lost_at = self._redis.now()
+            self._probe.paused = True
             self._node.bus_lost()
 
     def _restored(self) -> None:
         if self._lost_since is not None:
             self._lost_since = None
-            self._sent = self._returned = self._missed = 0
+            self._probe.start_over()
+            self._probe.paused = False
             self._node.bus_restored()
             self.spawn(self._catch_up(self._lost_at))
 
@@ -186,19 +187,3 @@ class RedisPubSub(Background):
             return
         for payload in missed:
             self._receive(self._internal, payload)
-
-    async def _probe_bus(self) -> None:
-        while True:
-            await sleep(self.reactor, PROBE_EACH)
-            if self._lost_since is not None:
-                continue
-            self._missed = self._missed + 1 if self._returned < self._sent else 0
-            if self._missed >= MAX_MISSED:
-                self._missed = 0
-                self._subscriber.move("nothing arrives on it")
-                continue
-            try:
-                await self._redis.execute(self._probe, "PUBLISH", self._probe, self._sent + 1)
-                self._sent += 1
-            except BrokerUnavailable:
-                self._sent = self._returned  # this says nothing about the other connection

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
 from anycable_tx.errors import BrokerUnavailable
+from anycable_tx.pubsub import probe
 from anycable_tx.pubsub import redis as module
 from anycable_tx.pubsub.redis import create
 from anycable_tx.redis.api import RedisUnavailable
@@ -283,8 +284,8 @@ def test_a_connection_on_which_nothing_arrives_is_found_out_and_replaced(site):
     bus = site.start(create)
     site.result(bus.subscribe("a"))
     bus._subscriber._connection.push = lambda answer: None
-    for _ in range(module.MAX_MISSED + 1):
-        site.reactor.pass_time(module.PROBE_EACH)
+    for _ in range(probe.MAX_MISSED + 1):
+        site.reactor.pass_time(probe.PROBE_EACH)
         site.turn()
     site.until(lambda: bus.node.bus == ["lost", "restored"])
     site.result(bus.publish(message("a")))
@@ -294,9 +295,9 @@ def test_a_connection_on_which_nothing_arrives_is_found_out_and_replaced(site):
 def test_a_quiet_bus_is_not_taken_for_a_silent_one(site):
     bus = site.start(create)
     for _ in range(5):
-        site.reactor.pass_time(module.PROBE_EACH)
+        site.reactor.pass_time(probe.PROBE_EACH)
         site.turn()
-    assert bus._returned >= 4
+    assert bus._probe._returned >= 4
     assert bus.node.bus == []
 
 

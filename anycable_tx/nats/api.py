@@ -91,6 +91,7 @@ class Nats(Protocol):
     ) -> Subscription:
         """Done when the server knows of it; without a connection, when there is one again.
 
-        *receive* gets the messages in their order. When some were dropped because they came faster than they were
-        taken, *lost* is called. Many at a time are confirmed together.
+        *receive* gets the messages in their order. Nothing is dropped here: what comes faster than it is taken waits
+        at the server. When that says that it has dropped some, *lost* is called; when it closes the connection
+        instead, as servers of today do, that is a loss like any other. Many at a time are confirmed together.
         """

@@ -32,6 +32,8 @@ _STEP = 3
 _READ = 65536
 #: So many pings without any answer end the connection.
 _UNANSWERED = 2
+#: What a server says without closing the connection, in lower case.
+_HARMLESS = ("permissions violation", "invalid subject", "maximum subscriptions exceeded")
 
 
 class Owner(Protocol):
@@ -124,8 +126,12 @@ class Connection(Client):
         size = sum(map(len, parts))
         if self._output_size + size > OUTPUT_LIMIT - self._socket.waiting():
             raise NatsUnavailable(f"NATS: {self.server} does not take what it is sent")
-        self._output += parts
         self._output_size += size
+        self.tell(*parts)
+
+    def tell(self, *parts: bytes) -> None:
+        """Send them however much waits: for what belongs to the connection itself."""
+        self._output += parts
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -133,8 +139,7 @@ class Connection(Client):
     def ping(self, answered: Callable[[], None] | None = None) -> None:
         """Call *answered* when the server has everything that was sent before; never, if the connection is lost."""
         self._answers.append(answered)
-        self._output.append(b"PING\r\n")
-        self.send()
+        self.tell(b"PING\r\n")
 
     def lose(self, why: str) -> None:
         """Give it up at once, and tell the owner."""
@@ -146,8 +151,9 @@ class Connection(Client):
     async def close(self) -> None:
         """Give it up; done when nothing is left of it. To be run by asyncio."""
         self._end()
-        with suppress(OSError):
-            await self._socket.wait_closed()
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_STEP):
+                await self._socket.wait_closed()
 
     def _end(self) -> None:
         self._over = True
@@ -201,6 +207,7 @@ class Connection(Client):
             while not self._over and (data := await self._socket.read(_READ)):
                 self._heard = True
                 await self._ps.parse(data)
+                await asyncio.sleep(0)  # whatever else there is to do has its turn before the next piece
         except (OSError, Error) as e:
             why = f"{self.server}: {e}"
         except Exception:  # whatever the server sent, nats-py could not read it
@@ -220,8 +227,7 @@ class Connection(Client):
 
     async def _process_ping(self) -> None:
         if not self._over:
-            self._output.append(b"PONG\r\n")
-            self.send()
+            self.tell(b"PONG\r\n")
 
     async def _process_pong(self) -> None:
         if self._answers and (answered := self._answers.popleft()) is not None:
@@ -229,7 +235,7 @@ class Connection(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("'")
-        if "permissions violation" in text or "invalid subject" in text:
+        if any(each in text for each in _HARMLESS):
             self._owner.complained(text)
         else:
             self._told = f"{self.server}: {text}"  # it closes the connection itself

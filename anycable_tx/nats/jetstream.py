@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+
+import orjson
 
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.api import Headers, Message, Nats
@@ -21,7 +22,7 @@ _PATIENCE = 5.0
 
 
 class JetStreamError(BrokerUnavailable):
-    """JetStream refused: ``code`` of HTTP's kind, ``err_code`` says exactly why (10059: there is no such log)."""
+    """JetStream refused: ``status`` is of HTTP's kind, ``err_code`` says exactly why (10059: there is no such log)."""
 
     def __init__(self, status: int, err_code: int, description: str) -> None:
         super().__init__(f"JetStream: {description} ({err_code})" if err_code else f"JetStream: {description}")
@@ -59,7 +60,7 @@ class JetStream:
         self, operation: str, request: Mapping[str, Any] | None = None, within: float = _PATIENCE
     ) -> dict[str, Any]:
         """The answer to ``$JS.API.<operation>``, which is not an error."""
-        body = b"" if request is None else json.dumps(request).encode()
+        body = b"" if request is None else orjson.dumps(request)
         return _answer(await self._nats.request(f"$JS.API.{operation}", body, within=within))
 
     async def publish(
@@ -124,7 +125,7 @@ class JetStream:
         return Stored(message["subject"], message["seq"], _seconds(message["time"]), headers, data)
 
     async def _direct(self, log: str, request: dict[str, Any], within: float) -> list[Message]:
-        subject, body = f"$JS.API.DIRECT.GET.{log}", json.dumps(request).encode()
+        subject, body = f"$JS.API.DIRECT.GET.{log}", orjson.dumps(request)
         if "batch" in request:
             answers = await self._nats.request_many(subject, body, within=within)
         else:
@@ -137,9 +138,9 @@ class JetStream:
 
 def _answer(message: Message) -> dict[str, Any]:
     try:
-        answer = json.loads(message.data)
+        answer = orjson.loads(message.data)
     except ValueError:
-        raise JetStreamError(500, 0, f"not its answer: {message.data[:100]!r}") from None
+        answer = None
     if not isinstance(answer, dict):
         raise JetStreamError(500, 0, f"not its answer: {message.data[:100]!r}")
     if "error" in answer:

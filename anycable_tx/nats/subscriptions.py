@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -34,15 +33,13 @@ class Subscriptions:
         interest = Interest(self, next(self._numbers), subject, receive, lost)
         self._all[interest.sid] = interest
         if self._connection is not None:
-            with suppress(NatsUnavailable):  # the connection is not going to last
-                self._connection.send(interest.line)
+            self._connection.tell(interest.line)
         return interest
 
     def remove(self, sid: int) -> None:
         """Nothing more of that one."""
         if self._all.pop(sid, None) is not None and self._connection is not None:
-            with suppress(NatsUnavailable):
-                self._connection.send(b"UNSUB %d\r\n" % sid)
+            self._connection.tell(b"UNSUB %d\r\n" % sid)
 
     def get(self, sid: int) -> Interest | None:
         """The one the server calls *sid*."""
@@ -61,7 +58,7 @@ class Subscriptions:
     def came(self, connection: Connection, ready: Callable[[], None]) -> None:
         """Tell the server of all there are; *ready* is called when it knows."""
         self._connection = connection
-        connection.send(*[each.line for each in self._all.values()])
+        connection.tell(*[each.line for each in self._all.values()])
         waiting = list(self._waiting)
 
         def answered() -> None:

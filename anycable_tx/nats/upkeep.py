@@ -53,6 +53,7 @@ class Upkeep:
         self._metrics = metrics
         self._came, self._went, self.received = came, went, received
         self._pause = Pause(reactor, _FIRST_PAUSE)
+        self._loop: asyncio.AbstractEventLoop
         self._work: Deferred[None] | None = None
         self._stopped = True
         self._connections = 0
@@ -101,6 +102,7 @@ class Upkeep:
 
     def _begin(self) -> None:
         if not self._stopped and self._work is None:
+            self._loop = asyncio.get_running_loop()
             self._work = Deferred.fromCoroutine(self._run())
 
     async def _run(self) -> None:
@@ -129,7 +131,7 @@ class Upkeep:
                 server, self, self._reactor, self._metrics, tls=self._tls, identity=read(self._settings),
                 ping_interval=self._settings["nats_ping_interval"],
             )  # fmt: skip
-            await Deferred.fromFuture(asyncio.ensure_future(connection.open()))
+            await Deferred.fromFuture(self._loop.create_task(connection.open()))
             if not connection.why:
                 return connection
             why = connection.why
@@ -137,8 +139,10 @@ class Upkeep:
             raise
         except TimeoutError:
             why = f"{server} does not answer"
-        except (OSError, Error) as e:
-            why = f"{server}: {e}"
+        except OSError as e:
+            why = f"{server}: {e.strerror or e}"
+        except Error as e:  # such as 'Authorization Violation'
+            why = f"{server}: {str(e).removeprefix('nats: ')}"
         except ConfigurationError as e:
             why = str(e)
         except Exception:  # a mistake; and no reason to give up
@@ -164,7 +168,7 @@ class Upkeep:
                 await self._ended
         except CancelledError:
             self._forget("stopped")
-            await Deferred.fromFuture(asyncio.ensure_future(connection.close()))
+            await Deferred.fromFuture(self._loop.create_task(connection.close()))
             raise
         lasted = self._reactor.seconds() - began
         self._pause.lasted(lasted)

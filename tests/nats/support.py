@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anycable_tx.metrics import Metrics
-from anycable_tx.nats.api import Message, NatsUnavailable, Subscription
+from anycable_tx.nats.api import Message, Subscription
 from anycable_tx.nats.client import Client
 from anycable_tx.nats.jetstream import JetStream
 from tests.rpc.http_support import RealReactor

@@ -68,9 +68,11 @@ def live_message(names: Names, kind: str, stream: str, message: Message, now: fl
     position = headers.get(POSITION)
     if position is not None:
         offset, prev, milliseconds, epoch = position.split(" ")
-        return _message(
-            stream, message.data, headers, int(offset), int(prev), unquote(epoch), int(milliseconds) / 1000
-        )
+        try:
+            time = int(milliseconds) / 1000
+        except OverflowError as e:
+            raise ValueError(e) from None
+        return _message(stream, message.data, headers, int(offset), int(prev), unquote(epoch), time)
     return _message(stream, message.data, headers, 0, 0, "", now)
 
 

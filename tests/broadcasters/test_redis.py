@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.defer import Deferred
 
-from anycable_tx.broadcasters import redis as module
+from anycable_tx.broadcasters import channel as module
 from anycable_tx.broadcasters.redis import create
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
 from anycable_tx.testing.redis_servers import redis_server

@@ -17,8 +17,9 @@ saw them, these others (``t``, seconds, is optional everywhere):
 ``received``        ``client, connection, identifier, id``, ``how`` (``live`` or ``replay``) and, if the message
                     carried them, ``stream, epoch, offset``. An ``id`` of None is not judged.
 ``refused``         ``client, identifier``: ``reject_history``; what was missing until now is not charged.
-``new_epochs``      No members: streams may begin new epochs from now on, so one refusal of each subscription
-                    is explained. Any other is counted in ``unexplained_refusals`` too.
+``new_epochs``      No members: streams may begin new epochs from now on. That explains the next refusal of each
+                    subscription, and further ones for as long as it has received nothing of another epoch
+                    than before. Any other is counted in ``unexplained_refusals`` too.
 ``unsubscribing``   ``client, identifier``: sent, still in flight. Optional.
 ``unsubscribed``    ``client, identifier``: nothing may arrive any more.
 ``cut``             ``client, connection``: the connection is lost.
@@ -188,8 +189,10 @@ class _Subscription:
         self.active = False
         self.ending = False
         self.feeds: dict[str, _Feed] = {}
-        #: How many of the ``new_epochs`` have explained a refusal.
+        #: How many of the ``new_epochs`` have explained a refusal; and the epochs received before them, and lately.
         self.epochs = 0
+        self.old: set[str | None] = {None}
+        self.latest: dict[str, str | None] = {}
 
     def feed(self, stream: str) -> _Feed:
         return self.feeds.setdefault(stream, _Feed())
@@ -308,7 +311,9 @@ class _Check:
     def _on_refused(self, index: int, event: Event) -> None:
         subscription = self._subscription(event)
         self.report.counts["refusals"] += 1
-        self.report.counts["unexplained_refusals"] += subscription.epochs == self.epochs
+        stale = any(subscription.latest.get(stream) in subscription.old for stream in subscription.streams)
+        explained = self.epochs and (subscription.epochs != self.epochs or stale)
+        self.report.counts["unexplained_refusals"] += not explained
         subscription.epochs = self.epochs
         for stream, feed in subscription.feeds.items():
             if feed.span is not None:
@@ -317,6 +322,9 @@ class _Check:
 
     def _on_new_epochs(self, index: int, event: Event) -> None:
         self.epochs += 1
+        for subscriptions in self.subscriptions.values():
+            for subscription in subscriptions.values():
+                subscription.old.update(subscription.latest.values())
 
     def _on_unsubscribing(self, index: int, event: Event) -> None:
         subscription = self._subscription(event)
@@ -363,6 +371,7 @@ class _Check:
         if message.stream not in subscription.streams or event.get("stream", message.stream) != message.stream:
             self._found("leaked", event, message, "of a stream it is not subscribed to")
             return
+        subscription.latest[message.stream] = event.get("epoch")
         self._order(subscription.feed(message.stream), message, event)
 
     def _order(self, feed: _Feed, message: _Publication, event: Event) -> None:

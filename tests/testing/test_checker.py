@@ -268,17 +268,21 @@ def about(name: str, **values: Any) -> tuple[str, dict[str, Any]]:
     return name, {"client": "ann", "identifier": "#a", **values}
 
 
-def test_a_refusal_is_explained_once_by_new_epochs() -> None:
+def test_new_epochs_explain_refusals_until_the_client_has_a_message_of_another_one() -> None:
     new_epochs: tuple[str, dict[str, Any]] = ("new_epochs", {})
 
-    def unexplained(*before: tuple[str, dict[str, Any]]) -> int:
-        events = log(connected(), subscribed(), *before, about("refused"), about("refused"))
-        return check(events).counts["unexplained_refusals"]
+    def unexplained(*events: tuple[str, dict[str, Any]]) -> int:
+        before = (connected(), subscribed(), published(1), published(2), received(1))
+        return check(log(*before, *events)).counts["unexplained_refusals"]
 
-    assert unexplained() == 2
-    assert unexplained(new_epochs) == 1
-    assert unexplained(new_epochs, new_epochs) == 1
-    assert unexplained(new_epochs, about("refused"), new_epochs) == 1
+    refused, old, new = about("refused"), received(2), received(2, epoch="f")
+    assert unexplained(refused) == 1
+    assert unexplained(new_epochs, refused, refused) == 0
+    assert unexplained(new_epochs, old, refused, refused) == 0
+    assert unexplained(new_epochs, new, refused) == 0
+    assert unexplained(new_epochs, new, refused, refused) == 1
+    assert unexplained(new_epochs, refused, new, refused) == 1
+    assert unexplained(new_epochs, refused, new, new_epochs, refused) == 0
 
 
 def test_a_refused_span_is_not_a_loss_but_a_hole_before_it_is() -> None:

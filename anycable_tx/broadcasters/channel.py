@@ -46,10 +46,7 @@ class ChannelBroadcaster(Background):
         return f"the {self._what} {self._channel!r} is not heard"
 
     async def _listen(self, heard: Deferred[Any], problem: str) -> None:
-        """Wait for *heard*, which is done when the channel is, for as long as that is worth it (not with a *problem*).
-
-        It goes on afterwards.
-        """
+        """Wait a while for *heard*, which is done when the channel is, and goes on; not with a *problem*."""
         await done_within(self.reactor, 0 if problem else PATIENCE, heard)
         self.spawn(self._listening(heard))
 

@@ -49,12 +49,12 @@ class NatsPubSub(Background):
 
     On a verbatim subject travels the JSON of AnyCable servers, on an encoded one the payload with headers: also what
     the server itself hands on after it stored it. Commands travel on a subject of our own, and in verbatim mode on
-    ``nats_internal_channel`` too, which AnyCable servers hear; see ``Commands`` for what a node hears of them that was
-    cut off.
+    ``nats_internal_channel`` too, which AnyCable servers hear; a node that was cut off carries out those it missed if
+    JetStream kept them (see ``Commands``).
 
-    The node is told (``bus_lost``) when the connection is lost, when messages were dropped because they came too fast,
-    and when nothing arrives any more although there is a connection, which a probe shows. It is told again once a
-    probe has come back, with everything subscribed anew.
+    The node is told (``bus_lost``) when the connection is lost, when messages were dropped because they came too
+    fast, and when nothing arrives any more although there is a connection, which a probe shows. It is told again once
+    a probe has come back, with everything subscribed anew.
     """
 
     distributed = True
@@ -92,7 +92,7 @@ class NatsPubSub(Background):
         #: Are there commands to be read that were sent during an outage? Is that being done?
         self._behind = self._catching_up = False
         # The reactor's time as Unix time.
-        self._epoch = time.time() - self.reactor.seconds()
+        self._epoch: float = time.time() - self.reactor.seconds()
         self._began = 0.0
         self._nats.watch(up=self._came, down=self._went)
         self.announcement = f"Starting NATS pub/sub: {self._nats.log_name}"
@@ -257,7 +257,8 @@ class NatsPubSub(Background):
             self._catching_up = False
 
     def _now(self) -> float:
-        return self._epoch + self.reactor.seconds()
+        now: float = self._epoch + self.reactor.seconds()
+        return now
 
 
 class _Interest:
@@ -281,6 +282,6 @@ class _Interest:
         self._subscription = subscription
 
     def _fail(self, failure: Failure) -> None:
-        self.failed = failure.check(CancelledError) is None
-        if self.failed:
-            failure.trap(NatsUnavailable)
+        self.failed = not isinstance(failure.value, CancelledError)
+        if not isinstance(failure.value, CancelledError | NatsUnavailable):
+            failure.raiseException()

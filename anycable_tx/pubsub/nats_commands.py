@@ -28,9 +28,9 @@ _NO_LOG, _EXISTS, _TOO_MANY_REPLICAS = 10059, 10058, (10005, 10074)
 class Commands(SeenCommands):
     """What is sent to all nodes, and what of that this one has seen.
 
-    Where there is JetStream, it keeps the commands of the last minute, on *replicas* servers or on one. Where there is
-    none, a node that is cut off when a command is sent never hears of it: at most once. *internal* is the subject on
-    which AnyCable servers hear commands, '' if there are none.
+    Where there is JetStream, it keeps the commands of the last minute, on *replicas* servers or on one. Where there
+    is none, a node that is cut off when a command is sent never hears of it: at most once. So it is with commands of
+    AnyCable servers, which are on *internal*; '' if there are no such servers.
     """
 
     log = Logger()

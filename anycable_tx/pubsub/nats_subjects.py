@@ -28,10 +28,10 @@ class Subjects:
     """Subjects are encoded, with the class that *rules* give a stream, or *verbatim*: then called like the stream.
 
     In verbatim mode those names are encoded nevertheless that cannot be subjects (with spaces or control characters,
-    with empty tokens, with a wildcard as a token, of more than LONGEST bytes), that belong to NATS or this server (the
-    first token begins with ``$`` or ``_``, or is the prefix of *names*), or are among *taken*: no stream is heard as
-    another one, and none can be mistaken for anything but a stream (BR-38). Only AnyCable servers' streams of such
-    names, which do not work there either, are out of reach.
+    with empty tokens, with a wildcard as a token, of more than LONGEST bytes), that belong to NATS or this server
+    (the first token begins with ``$`` or ``_``, or is the prefix of *names*), or are among *taken*: no stream is
+    heard as another one, and none can be mistaken for anything but a stream (BR-38). What AnyCable servers send to
+    streams of such names is not heard.
     """
 
     def __init__(self, names: Names, rules: Rules, verbatim: bool, taken: Iterable[str]) -> None:

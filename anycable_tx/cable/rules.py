@@ -45,6 +45,11 @@ class Rules:
         return self._remembered(stream) if self._rules else self.default
 
     @property
+    def all(self) -> tuple[Rule, ...]:
+        """Every rule there is; several may be of one class."""
+        return (*(rule for _, rule in self._rules), self.default)
+
+    @property
     def longest_ttl(self) -> float:
         """The longest time any message is kept, in seconds."""
         return max(self.default.ttl, *(rule.ttl for _, rule in self._rules), 0.0)

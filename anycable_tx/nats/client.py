@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
 
 from anycable_tx.interfaces import ProviderContext
@@ -56,6 +56,8 @@ class Client:
         self._watchers: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._users = 0
         self._starting: list[Deferred[None]] = []
+        #: Done when the server has all that was sent before the end.
+        self._farewell: Deferred[None] | None = None
         self._is_up = False
         #: Is the next time that it is up to be told?
         self._tell = False
@@ -83,12 +85,13 @@ class Client:
         if self._users:
             return
         if self._is_up:
-            with suppress(TimeoutError):
-                await self._subscriptions.joined().addTimeout(_FAREWELL, self._reactor)
+            self._farewell = self._subscriptions.joined()
+            with suppress(TimeoutError, CancelledError):
+                await self._farewell.addTimeout(_FAREWELL, self._reactor)
         await self._upkeep.stop()
         self._subscriptions.end("NATS: the client was stopped")
         self._answers = self._subscriptions.add(self._inbox.subject, self._inbox.received)
-        self._tell = False
+        self._tell, self._farewell = False, None
         self._release()
 
     def problem(self) -> str:
@@ -180,6 +183,8 @@ class Client:
         was_up, self._is_up = self._is_up, False
         self._subscriptions.went()
         self._inbox.fail_all(why)
+        if self._farewell is not None:
+            self._farewell.cancel()
         if "slow consumer" in why:
             self._metrics.count("nats_slow_consumers_total")
             for each in self._subscriptions:

@@ -22,7 +22,7 @@ _PATIENCE = 5.0
 
 
 class JetStreamError(BrokerUnavailable):
-    """JetStream refused: ``status`` is of HTTP's kind, ``err_code`` says exactly why (10059: there is no such log)."""
+    """JetStream refused: ``status`` is of HTTP's kind, ``err_code`` says exactly why (10059: no such log)."""
 
     def __init__(self, status: int, err_code: int, description: str) -> None:
         super().__init__(f"JetStream: {description} ({err_code})" if err_code else f"JetStream: {description}")

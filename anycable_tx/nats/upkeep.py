@@ -74,9 +74,10 @@ class Upkeep:
     async def stop(self) -> None:
         """Close the connection, and leave nothing behind. It may be started again."""
         self._stopped = True
-        if self._work is not None:
-            self._work.cancel()
-            await self._work
+        work = self._work
+        if work is not None:
+            work.cancel()
+            await work
         self._connections, self.why, self._complaint = 0, "stopped", ""
 
     def complained(self, text: str) -> None:

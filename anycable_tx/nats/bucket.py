@@ -65,8 +65,8 @@ class Bucket:
 
     What is written is written by the leader of the replicas and confirmed by their majority, so that all that expects
     a revision is in one order. Raises NatsUnavailable or JetStreamError when that fails for about five seconds; then
-    it may have happened or not. A bucket that is not there is made; *lost* is called when it was there before, or
-    when it is an older state of itself.
+    it may have happened or not. A bucket that is not there is made; those in ``lost`` are called when it was there
+    before, or when it is an older state of itself.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Bucket:
         self._log_name = f"KV_{name}"
         self._keys = f"$KV.{name}."
         self._replicas = replicas
-        self._lost = lost
+        #: Called when the bucket lost what it held.
+        self.lost = [lost]
         self._slots = DeferredSemaphore(_REQUESTS)
         self._created = ""
         self._highest = 0
@@ -173,7 +174,8 @@ class Bucket:
         if before and (created != before or last < highest):
             self._highest = last
             _log.warn("the bucket {name} lost what it held", name=self.name, attrs={"context": "broker"})
-            self._lost()
+            for tell in self.lost:
+                tell()
         self._highest = max(self._highest, last)
         if info["config"]["num_replicas"] < self._replicas and self._checked - self._raised >= _RAISES:
             await self._raise(info["config"])

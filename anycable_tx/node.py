@@ -250,9 +250,10 @@ class Node(NodeStreams):
 
     def acted(self, session: Session, previous: str) -> None:
         """The resumed client has its new sid: the one before cannot be claimed any more."""
-        self.spawn(self._spend(previous))
+        self.spawn(self.spend(previous))
 
-    async def _spend(self, sid: str) -> None:
+    async def spend(self, sid: str) -> None:
+        """Nobody may claim *sid* any more. A broker that cannot be told holds nothing up."""
         await self._attempt("cannot forget a session", self.broker.forget_session(sid), sid=sid)
 
     def await_history(self, session: Session) -> None:

@@ -53,6 +53,9 @@ class Registry(Services, Protocol):
     async def take_over(self, sid: str) -> SessionRecord | None:
         """Close the socket of *sid* wherever it is, with no ``disconnect`` frame; its record if it was here."""
 
+    async def spend(self, sid: str) -> None:
+        """The session *sid* cannot be claimed any more, if the broker can be told so."""
+
     def await_history(self, session: Session) -> None:
         """Open the session's barriers when its time to ask for history is up."""
 
@@ -69,13 +72,16 @@ class Registry(Services, Protocol):
 async def admit(session: Session, arrival: Arrival, registry: Registry) -> None:
     """Resume or authenticate; the session's queued commands run afterwards.
 
-    If that fails for a reason nobody expected, the connection is closed without a ``disconnect`` frame: the client
-    keeps its session and tries again.
+    If the broker goes away meanwhile, or it fails for a reason nobody expected, the connection is closed without a
+    ``disconnect`` frame: the client keeps its session and tries again.
     """
     try:
         if session.resumable and arrival.previous_sid and await _resume(session, arrival, registry):
             return
         await _authenticate(session, arrival, registry)
+    except BrokerUnavailable:
+        registry.metrics.count("sessions_refused_total", reason="unavailable")
+        session.disconnect(1011, "Auth Error")
     except BaseException:
         session.disconnect(1011, "Auth Error")
         raise
@@ -184,7 +190,7 @@ async def _take_up(
         if reply is not None and reply.status is not Status.SUCCESS:
             registry.metrics.count("sessions_refused_total", reason="backend")
             session.identifiers = ""
-            await broker.forget_session(previous)
+            await registry.spend(previous)
             return _Fate.REFUSED, None
     try:
         joined = await broker.move_presence(previous, session.sid)
@@ -206,7 +212,7 @@ async def _take_up(
     registry.metrics.count("sessions_restored_total")
     await registry.save(session)  # before the client can know its new sid
     if rival:
-        await broker.forget_session(rival)
+        await registry.spend(rival)
     return _Fate.RESUMED, reply
 
 
@@ -235,7 +241,7 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
         session.transmit(reply.transmissions)
         session.disconnect(1000, "Auth Failed")
         for sid in (session.sid, session.previous[-1]):
-            await registry.broker.forget_session(sid)
+            await registry.spend(sid)
         return
     if reply.identifiers not in ("", session.identifiers):
         registry.rename(session, reply.identifiers)

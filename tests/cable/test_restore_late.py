@@ -387,7 +387,6 @@ def test_without_the_store_the_client_is_authenticated():
 def test_a_resume_that_fails_half_way_can_be_tried_again(method):
     """The close has no disconnect frame, so the client keeps its session and comes back."""
     world = World()
-    world.trouble = True
     client = left(world, "a")
     world.advance(6)
     world.broker.failing = {method: DOWN}
@@ -403,6 +402,17 @@ def test_a_resume_that_fails_half_way_can_be_tried_again(method):
     again.positions = client.positions
     again.catch_up(A)
     assert again.heard() == ["welcome", 2, "confirm_history"]
+
+
+def test_an_earlier_heir_that_cannot_be_forgotten_holds_nothing_up():
+    world = World()
+    client = left(world, "a")
+    client.again().cut()  # its welcome was lost
+    world.broker.failing = {"forget_session": DOWN}
+    again = client.again()
+    again.catch_up(A)
+    assert again.heard() == ["welcome", 2, "confirm_history"]
+    assert world.metrics.value("broker_errors_total") > 0
 
 
 def test_a_record_that_cannot_be_saved_holds_nothing_up():

@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from anycable_tx.testing.checker import EventLog, Report
 from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher, Server
@@ -33,6 +34,7 @@ __all__ = ["STORES", "Plan", "clean", "run"]
 _SETTLE = 30.0
 #: A publication that nobody took for so long is given up.
 _PATIENCE = 60.0
+_STAYING = ThreadPoolExecutor(1)
 
 
 class Store(Protocol):
@@ -148,14 +150,19 @@ async def _faults(plan: Plan, nodes: list[Server], store: Store, begun: float, l
         if what == "node":
             await _kill(next(victims), store)
         else:
-            await asyncio.to_thread(store.fault, what, nodes)
+            await _apart(store.fault, what, nodes)
 
 
 async def _kill(node: Server, store: Store) -> None:
-    await asyncio.to_thread(node.kill)
+    await _apart(node.kill)
     await asyncio.sleep(1.0)
-    await asyncio.to_thread(node.start)
-    await asyncio.to_thread(wait_until_ready, node, store.ready_within)
+    await _apart(node.start)
+    await _apart(wait_until_ready, node, store.ready_within)
+
+
+def _apart(work: Callable[..., object], *args: Any) -> Awaitable[object]:
+    """Done in a thread that stays: what it starts ends with it."""
+    return asyncio.get_running_loop().run_in_executor(_STAYING, work, *args)
 
 
 async def _drive(plan: Plan, nodes: list[Server], proxies: list[ProxyProcess], store: Store, log: EventLog) -> None:
@@ -194,8 +201,9 @@ def cluster(plan: Plan) -> Iterator[tuple[list[Server], list[ProxyProcess], Stor
         proxies = [stack.enter_context(ProxyProcess(node.port)) for node in nodes]
         yield nodes, proxies, store
         for node in nodes:
-            if node.stop() != 0 or "Traceback" in node.log:
-                raise ProcessFailed(f"a node did not end well:\n{node.log[-3000:]}")
+            status, found = node.stop(), node.log.find("Traceback")
+            if status != 0 or found >= 0:
+                raise ProcessFailed(f"a node ended with {status}:\n{node.log[found - 500 :][:5000]}")
 
 
 def run(plan: Plan) -> Report:

@@ -147,6 +147,7 @@ class NatsBroker:
         self._background.cancel_all()
         with suppress(BrokerUnavailable):  # the other nodes find out
             await self._sessions.stop()
+            await self._presence.stop()
             await self._nodes.quit()
         await self._nats.stop()
 
@@ -191,6 +192,7 @@ class NatsBroker:
     async def release_session(self, sid: str, record: bytes) -> bool:
         """Keep *record* for ``sessions_ttl`` from now; a sid that was forgotten is not brought back."""
         self._check_serving()
+        self._presence.moved_on(sid)
         return await self._sessions.release(sid, record)
 
     async def claim_session(self, sid: str, heir: str) -> Claim | None:

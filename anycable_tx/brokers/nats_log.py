@@ -210,8 +210,10 @@ class Streams:
             raise BrokerUnavailable(f"JetStream: the leader of {log.name} did not know {asked} yet")
         is_mark = found is not None and self._logs.is_mark(log.kind.name, found.subject)
         facts = await self._logs.facts(log)
-        if asked or facts.grown_too_old(self._now()) >= 0:
+        if asked:
             proof.check_position(found, is_mark, asked, held.last, facts)
+        elif not facts.knows_all(self._now()):
+            raise HistoryRefused("expired")
         time = found.time if found is not None else -1.0 if asked else facts.created
         proof.check_complete(len(held.messages), time, facts)
         if is_mark:

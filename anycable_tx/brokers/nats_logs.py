@@ -40,6 +40,8 @@ _NANOSECONDS = 1_000_000_000
 #: No stream of a client has this token.
 _MARK = "_"
 _SLOTS = 8
+#: In the description of a log: what was stored before it began is lost.
+_BEGIN = "begin"
 
 _log = Logger()
 
@@ -120,6 +122,10 @@ class Facts(NamedTuple):
     def unknown(self, now: float) -> float:
         """The newest time of which nobody knows *now* what was stored then."""
         return max(self.lost, self.grown_too_old(now))
+
+    def knows_all(self, now: float) -> bool:
+        """Is all that was ever stored in it still there, but for what made room for newer messages?"""
+        return self.first <= 1 or (self.lost <= self.created and self.grown_too_old(now) < 0)
 
     def with_description(self, **changes: Any) -> str:
         """What the log is to say of itself with some of it changed."""
@@ -276,7 +282,7 @@ class Logs:
             "allow_direct": True,
             "deny_delete": True,
             "deny_purge": True,
-            "description": _description(lost=self._now() if lost else -1.0),
+            "description": _description(lost=_BEGIN if lost else -1.0),
             **self._wanted(kind),
         }
         for replicas in dict.fromkeys((self._replicas, 1)):
@@ -372,21 +378,23 @@ def _skew(keep: float) -> float:
     return min(SKEW, keep / 20)
 
 
-def _description(lost: float = -1.0, least: int = 0, until: float = -1.0) -> str:
+def _description(lost: float | str = -1.0, least: int = 0, until: float = -1.0) -> str:
     return "anycable-tx " + json.dumps({"lost": lost, "least": least, "until": until})
 
 
 def _facts(answer: dict[str, Any]) -> Facts:
     config, state = answer["config"], answer["state"]
+    created = datetime.fromisoformat(answer["created"]).timestamp()
     try:
         said = json.loads(config["description"].partition(" ")[2])
-        known = (float(said["lost"]), int(said["least"]), float(said["until"]))
+        lost = created if said["lost"] == _BEGIN else float(said["lost"])
+        known = (lost, int(said["least"]), float(said["until"]))
     except (KeyError, TypeError, ValueError):  # an operator's own words: nothing before now is known
         known = (float("inf"), 1, float("inf"))
     return Facts(
         state["first_seq"],
         state["last_seq"],
-        datetime.fromisoformat(answer["created"]).timestamp(),
+        created,
         config["max_age"] / _NANOSECONDS,
         *known,
         config,

@@ -15,7 +15,9 @@ from anycable_tx.cable.messages import Publication, StreamMessage
 from anycable_tx.config.load import defaults
 from anycable_tx.controllers.chain import Chain
 from anycable_tx.node import Node
+from anycable_tx.pubsub import probe
 from anycable_tx.pubsub.redis import RedisPubSub
+from anycable_tx.testing.processes import HOST, ProxyProcess
 from anycable_tx.transports.groups import Flusher
 from tests.pubsub.redis_support import Place, place, servers
 
@@ -35,15 +37,16 @@ def site(running):
 class Member:
     """A node whose streams are open, and what it handed to its clients."""
 
-    def __init__(self, site: Place, *streams: str) -> None:
+    def __init__(self, site: Place, *streams: str, **settings: Any) -> None:
         self.site = site
+        self.more = settings
         settings = defaults(public=True)
         self.node = Node(settings, site.reactor, site.metrics, Flusher(site.reactor, site.metrics))
         self.handed: list[StreamMessage] = []
         self.node.hub.hand_over = lambda stream, message: self.handed.append(message)
-        self.bus = site.start(RedisPubSub, self.node)
+        self.bus = site.start(RedisPubSub, self.node, **self.more)
         self.node.pubsub = self.bus
-        self.node.broker = site.start(_broker, self.node)
+        self.node.broker = site.start(_broker, self.node, **self.more)
         self.node.controllers = Chain([], site.metrics)
         site.parts.append(self)
         for stream in streams:
@@ -81,6 +84,27 @@ def test_cut_connections_lose_repeat_and_reorder_nothing(site):
     site.turn()
     assert b.heard() == c.heard() == list(range(500))
     assert [m.offset for m in b.handed] == [m.offset for m in c.handed]
+
+
+@pytest.mark.statement("F31")
+def test_a_bus_that_stalls_with_its_connection_open_is_left_and_healed(site):
+    with ProxyProcess(site.server.port) as proxy:
+        a, b = Member(site), Member(site, "a", redis_url=f"redis://{HOST}:{proxy.port}")
+        a.publish(1)
+        site.until(lambda: b.heard() == [1])
+        for connection in proxy.do("connections"):
+            proxy.do("stall", direction="down", connection=connection)
+        a.publish(2, 3)
+        site.turn(0.1)
+        assert b.heard() == [1]
+        for _ in range(probe.MAX_MISSED + 1):
+            site.reactor.pass_time(probe.PROBE_EACH)
+            site.turn()
+        site.until(lambda: b.heard() == [1, 2, 3])
+        a.publish(4)
+        site.until(lambda: b.heard() == [1, 2, 3, 4])
+        for member in (b, b.node.broker, b.bus):  # they are to be stopped before the proxy
+            site.stop(member)
 
 
 @pytest.mark.statement("BR-41")

@@ -32,7 +32,7 @@ NO_LOG = Position("none", 0)
 #: So long an attempt to publish waits for its answer, and so long attempts are repeated.
 ATTEMPT, PATIENCE = 1.0, 5.0
 #: The first pause between attempts, and the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5
 #: So long a read waits for an answer.
 _READING = 2.0
 #: So many histories are read at a time.
@@ -136,10 +136,14 @@ class Streams:
             ack = await self._js.publish(
                 subject, payload, {**headers, "Nats-Expected-Stream": log.name}, within=ATTEMPT
             )
-        except (JetStreamError, NatsUnavailable) as e:
-            # Nobody answers for the subject when the log was deleted, or it is now another one's.
-            if e.err_code in (GONE, OTHER_LOG) if isinstance(e, JetStreamError) else not isinstance(e, TooLarge):
+        except JetStreamError as e:
+            if e.err_code in (GONE, OTHER_LOG):
                 await self._logs.look(kind)
+            raise
+        except TooLarge:
+            raise
+        except NatsUnavailable:
+            self._logs.doubt(kind)  # nobody answers for a subject whose log was deleted
             raise
         if ack.duplicate and not ack.offset:
             raise JetStreamError(_UNAVAILABLE, _IN_PROCESS, "it is being stored already")

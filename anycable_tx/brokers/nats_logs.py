@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from anycable_tx.cable.ids import new_epoch, new_sid
 from anycable_tx.cable.messages import Position
@@ -36,6 +37,8 @@ GONE = 10059
 OTHER_LOG = 10060
 _OVERLAP = 10065
 _TOO_FEW_SERVERS = (10005, 10074)
+#: So long it is waited for who knows all logs.
+_LOOKING = 2.0
 _NANOSECONDS = 1_000_000_000
 #: No stream of a client has this token.
 _MARK = "_"
@@ -190,6 +193,11 @@ class Logs:
             raise BrokerUnavailable(f"JetStream: the log of the class {kind} is not there yet")
         return self._logs[kind]
 
+    def doubt(self, kind: str) -> None:
+        """Look in the background: the log of a class may be gone."""
+        if kind not in self._looking:
+            Deferred.fromCoroutine(self.look(kind)).addErrback(_unavailable)
+
     async def check(self, probe: bool) -> None:
         """Make sure that all logs are there and are those they were, and leave marks.
 
@@ -211,9 +219,8 @@ class Logs:
                     highest=highest,
                     attrs={"context": "broker"},
                 )
-            if facts.last < highest or probe:
-                if not await self._probe(log, new_sid()):
-                    continue
+            if (facts.last < highest or probe) and not await self._probe(log, new_sid()):
+                continue
             await self._mark(log, facts)
 
     async def raise_replicas(self) -> None:
@@ -257,7 +264,7 @@ class Logs:
         known = self._logs.get(kind.name)
         subject = self._names.all_stored(kind.name)
         for _ in range(3):
-            found = (await self._js.api("STREAM.NAMES", {"subject": subject})).get("streams") or []
+            found = (await self._js.api("STREAM.NAMES", {"subject": subject}, _LOOKING)).get("streams") or []
             ours = sorted(name for name in found if self._names.epoch_of(kind.name, name))
             if found and not ours:
                 raise BrokerUnavailable(f"JetStream: {subject} belongs to the stream {found[0]}, which is not ours")
@@ -372,6 +379,10 @@ class Logs:
 
     def _marks(self, kind: str) -> str:
         return f"{self._names.all_stored(kind)[:-1]}{_MARK}.*"
+
+
+def _unavailable(failure: Failure) -> None:
+    failure.trap(BrokerUnavailable)  # type: ignore[no-untyped-call]
 
 
 def _skew(keep: float) -> float:

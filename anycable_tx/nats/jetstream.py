@@ -88,7 +88,10 @@ class JetStream:
         the time of each request.
         """
         found: list[Stored] = []
-        level = await self.level()
+        try:
+            level = await self.level()
+        except BrokerUnavailable:  # nobody leads who could tell; what is answered to a batch shows it, too
+            level = 1
         offset = max(offset, 1)
         while len(found) < number:
             request: dict[str, Any] = {"seq": offset, "next_by_subj": subject}

@@ -11,6 +11,7 @@ from twisted.logger import globalLogPublisher
 from anycable_tx.broadcasters import channel as module
 from anycable_tx.broadcasters.nats import create
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
+from anycable_tx.pubsub import nats as pubsub
 from tests.pubsub.nats_support import Watched, place, servers
 
 CHANNEL = "__anycable__"
@@ -125,10 +126,12 @@ def test_a_stop_before_the_subject_is_heard_leaves_nothing():
         assert list(part._nats._subscriptions) == [part._nats._answers]
 
 
-def test_nothing_is_heard_after_the_stop(site):
+def test_nothing_is_heard_after_the_stop_even_if_others_need_the_connection(site):
     part = site.start(create)
+    site.start(pubsub.create, part.node)
     site.stop(part)
-    assert site.server.subjects() == []
+    site.turn()
+    assert CHANNEL not in site.server.subjects()
     site.server.publish(CHANNEL, b'{"stream":"a","data":"1"}')
     site.turn()
     assert part.node.delivered == []

@@ -16,6 +16,7 @@ from anycable_tx.nats.wire import headers_of
 from anycable_tx.pubsub import nats as module
 from anycable_tx.pubsub import nats_commands, probe
 from anycable_tx.pubsub.nats import create
+from anycable_tx.testing.nats_servers import NatsCluster
 from anycable_tx.tokens import token
 from tests.pubsub.nats_support import NatsPlace, Watched, place, servers
 
@@ -72,6 +73,12 @@ def heard(bus: Any) -> list[tuple[str, int]]:
 def lose(bus: Any) -> None:
     """Its connection is gone."""
     bus._nats._upkeep.connection.lose("a test")
+
+
+def _current(cluster: NatsCluster, log: str) -> int:
+    """So many replicas have everything its leader has."""
+    replicas = cluster.ask_api(f"STREAM.INFO.{log}")["cluster"].get("replicas", ())
+    return sum(each["current"] for each in replicas)
 
 
 class Held:
@@ -203,6 +210,19 @@ def test_in_verbatim_mode_streams_are_called_like_themselves_where_that_is_harml
     assert sorted(verbatim) == sorted([INTERNAL, "chat/1", "a.b", "y" * 2000, "caf\u00e9", "chat.one"])
 
 
+@pytest.mark.statement("BR-38")
+def test_in_verbatim_mode_no_stream_takes_the_subjects_of_commands_and_publications(site):
+    names = {"nats_internal_channel": "internal", "nats_channel": "broadcasts"}
+    bus = site.start(create, **{VERBATIM: True}, **names)
+    for number, stream in enumerate(names.values(), 1):
+        site.result(bus.subscribe(stream))
+        site.result(bus.publish(message(stream, number)))
+    site.until(lambda: len(bus.node.delivered) == 2)
+    assert "broadcasts" not in site.server.subjects()
+    assert site.server.subjects().count("internal") == 1
+    assert site.metrics.value("failed_bus_msg_total") == 0
+
+
 def test_a_message_for_another_stream_on_a_verbatim_subject_is_refused(site):
     bus = site.start(create, **{VERBATIM: True})
     site.result(bus.subscribe("a"))
@@ -295,7 +315,7 @@ def test_a_lost_connection_is_told_and_comes_back_with_all_streams(each):
         each.result(call)
     lose(bus)
     assert bus.node.bus == ["lost"]
-    each.until(lambda: bus.node.bus == ["lost", "restored"])
+    each.until(lambda: bus.node.bus == ["lost", "restored"], 2)  # before the next probe is due
     assert len(each.server.subjects()) == 601
     for number, name in enumerate(names, 1):
         each.result(bus.publish(message(name, number)))
@@ -348,6 +368,22 @@ def test_commands_of_a_lagging_replica_are_completed_by_the_leader(site):
     assert [c.payload["sid"] for c in b.node.executed] == ["0", "1", "2"]
 
 
+def test_in_a_cluster_commands_are_kept_by_several_servers_as_soon_as_there_are_several():
+    with NatsCluster() as cluster, place(cluster) as site:
+        log = f"{site.prefix.upper()}_C"
+        cluster.ask_api(f"STREAM.CREATE.{log}", {"name": log, "subjects": [commands(site)], "allow_direct": True})
+        urls = {"nats_servers": cluster.urls}
+        a, b = site.start(create, **urls), site.start(create, **urls)
+        assert cluster.ask_api(f"STREAM.INFO.{log}")["config"]["num_replicas"] == 3
+        site.until(lambda: _current(cluster, log) == 2, 20)
+        held = Held(b)
+        site.result(a.publish_command(RemoteCommand("disconnect", {"identifier": "u"})))
+        cluster.leader(log).kill()
+        held.let_go()
+        site.until(lambda: b.node.executed, 20)
+        assert b.node.executed == [RemoteCommand("disconnect", {"identifier": "u"})]
+
+
 def test_the_log_of_commands_is_made_again_if_it_is_gone(site):
     bus = site.start(create)
     log = f"{site.prefix.upper()}_C"
@@ -367,7 +403,8 @@ def test_without_jetstream_commands_are_carried_out_by_who_is_there(running, log
     with place(running("nats-core")) as site:
         a, b, c = (site.start(create) for _ in range(3))
         held = Held(b)
-        site.result(a.publish_command(RemoteCommand("disconnect", {"identifier": "u"})))
+        sending = Deferred.fromCoroutine(a.publish_command(RemoteCommand("disconnect", {"identifier": "u"})))
+        assert sending.called  # there is no answer to wait for
         site.until(lambda: a.node.executed and c.node.executed)
         held.let_go()
         site.until(lambda: b.node.bus == ["lost", "restored"])

@@ -43,7 +43,7 @@ class Nodes:
 
     Each node puts its key into *bucket* every few seconds and reads those of the others. No clock of another machine
     is believed: a node is gone when its key has not changed for ``LEASE`` seconds in which this one has looked again
-    and again, or when it said that it stops. After an outage of NATS, or its own, everybody else gets the time to be heard
+    and again, or when it said that it stops. After an outage of NATS, or its own, all others get the time to be heard
     of first. The oldest of those that live sweeps for those that are gone; should two believe that they are, the
     revisions of what they change decide. A node that is gone is forgotten after *keep* seconds.
 

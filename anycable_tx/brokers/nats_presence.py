@@ -356,7 +356,7 @@ class Presence:
             elif stream not in there:
                 del own.streams[stream]
                 self._late.add(heir)
-        if len(moved) == len(place.streams):
+        if len(wanted) == len(place.streams):  # what did not move here is another heir's
             await self._bucket.remove(revision)
             self._drop(sid)
         return moved

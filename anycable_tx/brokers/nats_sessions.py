@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from anycable_tx.brokers.nats_nodes import LEASE, Nodes, Rounds
-from anycable_tx.cable.expiry import DeadlineQueue
 from anycable_tx.cable.messages import Claim
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.api import TooLarge
 from anycable_tx.nats.bucket import Bucket, Conflict, Entry
-from anycable_tx.nats.turns import Turns, each
+from anycable_tx.nats.turns import Agenda, Turns, each, for_a_while
 
 __all__ = ["SID", "Sessions"]
 
@@ -24,8 +23,6 @@ __all__ = ["SID", "Sessions"]
 SID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: What has been waiting for so many milliseconds does not belong to work that is under way.
 _OLD = 60_000
-#: So many seconds a sweep begins further work.
-_AT_ONCE = 1.0
 
 
 class _State(NamedTuple):
@@ -97,12 +94,11 @@ class Sessions:
         self._rounds = Rounds(bucket, nodes, reactor, self._look)
         self._own: dict[str, _Held] = {}  # without their records
         self._alike: dict[str, set[str]] = {}  # those of ``_own``
-        self._due: dict[str, float] = {}
-        self._deadlines: DeadlineQueue[str] = DeadlineQueue()
+        self._agenda = Agenda(reactor)  # whose end is to be seen to
         self._late: dict[str, _Late] = {}
         self._heirs: dict[str, str] = {}  # sid -> the one before, which is to be marked
         self._told: dict[str, tuple[int, int]] = {}  # sid -> its revision and that of its index, to be removed
-        self._indexes: set[int] = set()  # to be removed, of no session any more
+        self._removable: set[int] = set()  # to be removed, of no session any more
         nodes.returned.append(self._returned)
 
     # -- what a broker is asked
@@ -113,7 +109,7 @@ class Sessions:
             return
         async with self._turns.of(sid):
             self._late.pop(sid, None)
-            self._due.pop(sid, None)
+            self._agenda.drop(sid)
             before = self._own.get(sid)
             await self._save(sid, _alike(identifiers), record, previous)
         if SID.fullmatch(previous) and (before is None or before.state.previous != previous):
@@ -135,7 +131,7 @@ class Sessions:
             except BrokerUnavailable as e:
                 if sid in self._own and not isinstance(e, TooLarge):
                     self._late[sid] = late
-                    self._expect(sid, self._ttl)
+                    self._agenda.put(sid, self._ttl)
                     return True
                 # It is not kept for those who asked, so it must not come back.
                 self._late[sid] = _Late(None)
@@ -183,7 +179,8 @@ class Sessions:
 
         async def forget(pair: tuple[str, Entry]) -> None:
             nonlocal count
-            count += await self._forget_alike(pair[0].partition(".")[2], alike, pair[1])
+            if await self._forget_alike(pair[0].partition(".")[2], alike, pair[1]):
+                count += 1
 
         await each((await self._bucket.entries(f"{alike}.*")).items(), forget)
         return count
@@ -193,19 +190,19 @@ class Sessions:
         if self._ttl <= 0:
             return
         await self._bucket.upkeep()
-        await each(self._while_there_is_time(list(self._late)), self._catch_up_in_turn)
-        await each(self._while_there_is_time(list(self._heirs)), self._mark)
-        await each(self._while_there_is_time(list(self._told)), self._confirm)
-        await each(self._while_there_is_time(list(self._indexes)), self._remove_index)
+        await each(for_a_while(self._reactor, list(self._late)), self._catch_up_in_turn)
+        await each(for_a_while(self._reactor, list(self._heirs)), self._mark)
+        await each(for_a_while(self._reactor, list(self._told)), self._confirm)
+        await each(for_a_while(self._reactor, list(self._removable)), self._remove_index)
         await self._rounds.go()
-        await each(self._while_there_is_time(self._deadlines.due(self._reactor.seconds())), self._end)
+        await each(for_a_while(self._reactor, self._agenda.due()), self._end)
 
     async def stop(self) -> None:
         """Leave nothing half done if it can be helped; what is due later others see to."""
         with suppress(BrokerUnavailable):
             await each(list(self._late), self._catch_up_in_turn)
             await each(list(self._told), self._confirm)
-            await each(list(self._indexes), self._remove_index)
+            await each(list(self._removable), self._remove_index)
 
     def doubt(self) -> None:
         """NATS was away, or is another one."""
@@ -251,7 +248,7 @@ class Sessions:
                 break
         self._keep(sid, state, revision)
         if stale not in (0, state.link):
-            self._indexes.add(stale)
+            self._removable.add(stale)
 
     async def _release(self, sid: str, late: _Late) -> bool:
         assert late.record is not None
@@ -264,7 +261,7 @@ class Sessions:
             return False
         self._keep(sid, held.state, held.revision)
         self._late.pop(sid, None)
-        self._expect(sid, self._nodes.seconds_until(late.deadline))
+        self._agenda.put(sid, self._nodes.seconds_until(late.deadline))
         return True
 
     async def _finish(self, sid: str, held: _Held, *, silent: bool) -> _Held | None:
@@ -281,7 +278,7 @@ class Sessions:
             if not silent:
                 self._tell(sid, held.record)
         else:  # others may take this node to be gone, and tell: to be written anew, after the next beat
-            self._expect(sid, 1.0)
+            self._agenda.put(sid, 1.0)
         return None
 
     async def _goes_on(self, sid: str, state: _State) -> bool:
@@ -294,19 +291,12 @@ class Sessions:
     # -- ends
 
     async def _end(self, sid: str) -> None:
-        due = self._due.get(sid)
-        if due is None:
-            return
-        if due > self._reactor.seconds():
-            self._deadlines.add(sid, due)
-            return
-        self._expect(sid, 1.0)  # unless it comes to an end
         async with self._turns.of(sid):
             await self._catch_up(sid)
             held = await self._read(sid)
             while held is not None and (left := self._left(sid, held.state)) is not None:
                 if left > 1.0:
-                    self._expect(sid, left)
+                    self._agenda.put(sid, left)
                     return
                 silent = held.state.silent if held.state.teller else await self._goes_on(sid, held.state)
                 held = await self._finish(sid, held, silent=silent)
@@ -314,7 +304,7 @@ class Sessions:
                     return
             if held is None:
                 self._drop(sid)
-            self._due.pop(sid, None)
+            self._agenda.drop(sid)
 
     def _left(self, sid: str, state: _State) -> float | None:
         """In how many seconds this node is to end the session; None: it is not this node's to end."""
@@ -335,13 +325,13 @@ class Sessions:
         alike, _, sid = key.rpartition(".")
         if not alike:
             held = _held(entry)
-            left = None if held is None or sid in self._due else self._left(sid, held.state)
+            left = None if held is None or sid in self._agenda else self._left(sid, held.state)
             if left is not None:
-                self._expect(sid, max(left, 0.0))
+                self._agenda.put(sid, max(left, 0.0))
         elif at_leisure and sid not in self._own and self._is_old(entry):
             held = await self._read(sid)
             if held is None or held.state.link != entry.revision:
-                self._indexes.add(entry.revision)
+                self._removable.add(entry.revision)
 
     def _is_old(self, index: Entry) -> bool:
         return self._nodes.now() - index.time * 1000 > _OLD
@@ -353,7 +343,7 @@ class Sessions:
             held = await self._read(sid)
             if held is None or held.state.alike != alike:
                 if self._is_old(index):
-                    self._indexes.add(index.revision)
+                    self._removable.add(index.revision)
                 return False
             claimable = False
             while held is not None and not held.state.teller:
@@ -402,7 +392,7 @@ class Sessions:
 
     async def _remove_index(self, revision: int) -> None:
         await self._bucket.remove(revision)
-        self._indexes.discard(revision)
+        self._removable.discard(revision)
 
     def _returned(self, away: float) -> None:
         if self._ttl > 0 and away >= self._ttl:
@@ -425,19 +415,8 @@ class Sessions:
 
     def _drop(self, sid: str) -> None:
         self._drop_own(sid)
-        self._due.pop(sid, None)
+        self._agenda.drop(sid)
         self._late.pop(sid, None)
-
-    def _expect(self, sid: str, seconds: float) -> None:
-        due = self._due[sid] = self._reactor.seconds() + seconds
-        self._deadlines.add(sid, due)
-
-    def _while_there_is_time(self, sids: Any) -> Iterator[Any]:
-        until = self._reactor.seconds() + _AT_ONCE
-        for sid in sids:
-            yield sid
-            if self._reactor.seconds() > until:
-                return
 
 
 def _held(entry: Entry | None) -> _Held | None:

@@ -32,8 +32,9 @@ _REQUESTS = 128
 _BATCH = 256
 
 # The server's numbers: no such stream; it exists with other settings; there are too few servers for the replicas
-# (alone, or in its cluster); not the expected revision; no message to delete.
-_NO_LOG, _IN_USE, _ALONE, _TOO_FEW, _OTHER, _NOT_DELETED = 10059, 10058, 10074, 10005, 10071, 10057
+# (alone, or in its cluster); not the expected revision; no message with this number, in several words.
+_NO_LOG, _IN_USE, _ALONE, _TOO_FEW, _OTHER = 10059, 10058, 10074, 10005, 10071
+_NOT_THERE = frozenset((NO_MESSAGE, 10043, 10057))
 _PUT, _META, _OPERATION = "Ac-Put", "Ac-Meta", "KV-Operation"
 
 _log = Logger()
@@ -118,7 +119,7 @@ class Bucket:
             try:
                 await self._js.api(f"STREAM.MSG.DELETE.{self._log_name}", request, _PATIENCE)
             except JetStreamError as e:
-                if e.err_code not in (_NOT_DELETED, NO_MESSAGE, _NO_LOG):
+                if e.err_code != _NO_LOG and e.err_code not in _NOT_THERE:
                     raise
 
         await self._patiently(attempt)

@@ -49,7 +49,9 @@ class Inbox:
 
     def forget(self, reply: str) -> None:
         """Expect nothing there."""
-        self._expected.pop(reply, None)
+        answers = self._expected.pop(reply, None)
+        if answers is not None and answers.timer.active():
+            answers.timer.cancel()
 
 
 class _Answers:
@@ -84,5 +86,3 @@ class _Answers:
 
     def _end(self, cancelled: Any = None) -> None:
         self._inbox.forget(self._reply)
-        if self.timer.active():
-            self.timer.cancel()

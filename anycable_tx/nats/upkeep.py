@@ -113,6 +113,9 @@ class Upkeep:
             while True:
                 for server in self._pool.order(last):
                     connection = await self._connect(server)
+                    if self._stopped:  # asyncio may lose a cancellation that comes together with an answer
+                        await self._close(connection)
+                        return
                     if connection is not None:
                         last = server
                         await self._use(connection)
@@ -169,12 +172,16 @@ class Upkeep:
                 await self._ended
         except CancelledError:
             self._forget("stopped")
-            await Deferred.fromFuture(self._loop.create_task(connection.close()))
+            await self._close(connection)
             raise
         lasted = self._reactor.seconds() - began
         self._pause.lasted(lasted)
         if lasted < GOOD:
             await self._pause.wait()
+
+    async def _close(self, connection: Connection | None) -> None:
+        if connection is not None:
+            await Deferred.fromFuture(self._loop.create_task(connection.close()))
 
     def _learn(self, connection: Connection) -> None:
         self._pool.learn(connection.server, connection.told.get("connect_urls") or ())

@@ -1,10 +1,11 @@
-"""The NATS broker's stream logs on a cluster: servers that are killed, quorums that are lost, replicas that are few."""
+"""The stream logs of NATS brokers on a cluster: killed servers, lost quorums, rolling restarts, few replicas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
 from time import time
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred

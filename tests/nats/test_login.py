@@ -89,7 +89,9 @@ class TestServers:
     def test_credentials_prove_who_we_are(self, kind: str, make: Make, tmp_path: Path) -> None:
         operator, account, user = Key(_OPERATOR), Key(_ACCOUNT), Key(_USER)
         of_operator = operator.jwt(operator.public, "O", {"type": "operator"})
-        of_account = operator.jwt(account.public, "A", {"type": "account", "limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1}})
+        of_account = operator.jwt(
+            account.public, "A", {"type": "account", "limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1}}
+        )
         of_user = account.jwt(user.public, "U", {"type": "user", "subs": -1, "data": -1, "payload": -1})
         (tmp_path / "user.creds").write_text(creds(of_user, user.seed))
         lines = (

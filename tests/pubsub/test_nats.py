@@ -495,6 +495,26 @@ def test_a_quiet_bus_is_not_taken_for_a_silent_one(site):
     assert bus.node.bus == []
 
 
+def test_a_probe_from_before_the_loss_does_not_end_it(site):
+    bus = site.start(create)
+    site.result(bus._probe.send())  # it is on its way
+    for interest in bus._nats._subscriptions:
+        if interest.lost is not None:
+            interest.lost()
+    site.turn()
+    assert bus.node.bus == ["lost"]
+
+
+def test_a_probe_does_not_end_a_loss_before_everything_is_subscribed_anew(site):
+    bus = site.start(create)
+    held = Held(bus)
+    bus._probe._sent += 1
+    bus._receive_probe(Message(bus._probes, b"%d" % bus._probe._sent, {}))
+    assert bus.node.bus == ["lost"]
+    held.let_go()
+    site.until(lambda: bus.node.bus == ["lost", "restored"])
+
+
 def test_messages_that_were_dropped_because_they_came_too_fast_are_a_lost_bus_for_a_moment(site):
     bus = site.start(create)
     site.result(bus.subscribe("a"))

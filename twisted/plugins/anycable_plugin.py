@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-from anycable_tx.config.declarations import redis, rpc_transports
+from anycable_tx.config.declarations import nats, redis, rpc_transports
 from anycable_tx.config.option import Option
 from anycable_tx.providers import Provider
 
@@ -35,6 +35,11 @@ redisx_broadcaster = Provider(
 )
 redis_broadcaster = Provider(
     "broadcaster", "redis", "anycable_tx.broadcasters.redis:create", options=redis.LEGACY_BROADCASTER
+)
+nats_broker = Provider("broker", "nats", "anycable_tx.brokers.nats:create", needs_asyncio=True, options=nats.BROKER)
+nats_pubsub = Provider("pubsub", "nats", "anycable_tx.pubsub.nats:create", needs_asyncio=True, options=nats.PUBSUB)
+nats_broadcaster = Provider(
+    "broadcaster", "nats", "anycable_tx.broadcasters.nats:create", needs_asyncio=True, options=nats.BROADCASTER
 )
 local_pubsub = Provider("pubsub", "none", "anycable_tx.pubsub.local:create")
 http_broadcaster = Provider(

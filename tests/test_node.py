@@ -58,6 +58,7 @@ def test_messages_arrive_in_order_and_once(spoil):
     assert client.heard() == [1, 2, 3, 4]
 
 
+@pytest.mark.statement("P9")
 def test_a_lost_last_message_is_brought_by_the_next():
     world, client = bus_world()
     spoilt(world, lambda m: forget(m, 2))

@@ -77,7 +77,7 @@ def test_it_is_what_the_provider_named_http_makes():
     assert [(option.name, option.default) for option in provider.options] == [("broadcast_hold", 12)]
 
 
-@pytest.mark.statement("BR-1")
+@pytest.mark.statement("BR-1", "P6")
 def test_a_publication_is_stored_and_then_answered_with_an_empty_201():
     world = World()
     found = world.post(b'{"stream":"a","data":"x"}')

@@ -22,6 +22,7 @@ class OneNode(Delivery):
 TestOneNode = OneNode.TestCase
 TestOneNode.settings = SETTINGS
 TestOneNode.pytestmark = [
+    pytest.mark.statement("P1", "P2", "P3", "P4"),
     # What is broadcast, and to whom.
     pytest.mark.statement("CP-53", "CP-57", "CP-78", "BR-7", "BR-9"),
     # History: whole or refused.
@@ -37,7 +38,7 @@ class TwoNodes(FaultyDelivery):
 
 TestTwoNodes = TwoNodes.TestCase
 TestTwoNodes.settings = SETTINGS
-TestTwoNodes.pytestmark = [pytest.mark.statement("CP-77", "BR-35", "BR-49", "BR-56")]
+TestTwoNodes.pytestmark = [pytest.mark.statement("P1", "P2", "P3", "P4", "CP-77", "BR-35", "BR-49", "BR-56")]
 
 
 class TwoIdentifiers(Delivery):

@@ -74,7 +74,7 @@ def test_a_position_that_is_none_says_nothing(offset):
     assert (client.take(), len(client.bad)) == ([], 1)
 
 
-@pytest.mark.statement("CP-64", "BR-46")
+@pytest.mark.statement("CP-64", "BR-46", "P9")
 def test_a_true_gap_is_refused():
     world, client = published(6, history_limit=4)
     client.ask(A, 1)

@@ -9,7 +9,7 @@ from tests.e2e.cluster_run import Plan, clean, run
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.statement("BR-35", "BR-51", "BR-56", "BR-57", "BR-25", "CO-49", "BR-77")
+@pytest.mark.statement("P1", "P2", "P3", "P5", "P6", "BR-35", "BR-51", "BR-56", "BR-57", "BR-25", "CO-49", "BR-77")
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [("node", "valkey"), ("failover", "redis")],

@@ -9,7 +9,7 @@ from tests.e2e.cutting_run import Plan, clean, run
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.statement("CP-90", "CP-103", "CP-106", "CP-56", "CP-77")
+@pytest.mark.statement("P1", "P2", "P3", "P5", "CP-90", "CP-103", "CP-106", "CP-56", "CP-77")
 @pytest.mark.parametrize("restart", [False, True], ids=["one server", "restarted from its snapshot"])
 def test_cut_clients_resume_without_authenticating_and_miss_nothing(restart: bool) -> None:
     report = run(Plan(clients=40, seconds=10, rate=50, streams=10, restart=restart))

@@ -38,7 +38,7 @@ async def ends(made: list[CableClient], within: float = 15.0) -> list[tuple[Any,
     return [(client.disconnect, client.close_code, client.close_reason) for client in made]
 
 
-@pytest.mark.statement("CO-38", "CP-137", "CO-39", "CO-48")
+@pytest.mark.statement("CO-38", "CP-137", "CO-39", "CO-48", "P8")
 def test_each_of_200_clients_is_told_and_an_interrupt_ends_with_status_0(tmp_path: Path) -> None:
     with Process(*KEPT, cwd=tmp_path) as it:
         it.ready()
@@ -64,7 +64,7 @@ def test_an_interrupt_before_the_reactor_runs_ends_with_status_0_as_well(tmp_pat
         assert it.err == ""
 
 
-@pytest.mark.statement("CP-137", "CP-99")
+@pytest.mark.statement("CP-137", "CP-99", "P8")
 def test_extended_clients_are_only_closed_and_resume_after_the_restart(tmp_path: Path) -> None:
     options = (*KEPT, "--broker_snapshot=snapshot")
 

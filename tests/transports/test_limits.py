@@ -160,7 +160,7 @@ def test_a_reader_that_has_caught_up_is_written_to_directly_again(cable):
         assert attachment.group.slots[attachment.index] is slow.connection.transport.socket
 
 
-@pytest.mark.statement("CP-135", "CO-31")
+@pytest.mark.statement("CP-135", "CO-31", "P7", "P9")
 @pytest.mark.parametrize("protocol", [BASE, EXTENDED])
 def test_a_reader_that_stalls_beyond_the_limit_is_too_slow(cable, protocol):
     made = cable(ws_max_pending_size=100_000)

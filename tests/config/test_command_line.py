@@ -65,7 +65,7 @@ def test_options_of_the_file_only_are_no_options_here(load: Load) -> None:
         load("--broker_rules=[]")
 
 
-@pytest.mark.parametrize("name", ["nats_servers", "metrics_http", "sse", "api_port", "admin"])
+@pytest.mark.parametrize("name", ["pusher_app_id", "poll_interval", "ds_path"])
 def test_options_of_parts_that_are_not_here_are_unknown(load: Load, name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^there is no option --{name}"):
         load(f"--{name}=x")

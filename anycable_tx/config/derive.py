@@ -20,6 +20,9 @@ __all__ = ["derive"]
 _STRONGER = frozenset({"http_broadcast_secret", "http_rpc_timeout"})
 _SWITCHES = {"turbo_rails_key": "turbo_streams", "cable_ready_key": "cable_ready"}
 
+#: Brokers that nodes share, each of which hands messages on itself, over the bus of the same name.
+_SHARED = {"nats": "NATS", "redis": "Redis"}
+
 #: The port of HTTP broadcasts that no key protects.
 OPEN_BROADCAST_PORT = 8090
 
@@ -199,10 +202,7 @@ def _providers(draft: Draft) -> None:
     """Settle who does what, and check that they are installed (BR-80)."""
     draft.put("broker", draft["broker"] or "none")
     if not draft["pubsub"]:
-        # What the memory broker keeps is one node's: there is nobody to hand messages on to.
-        named = draft.on("redis_url") or "redisx" in draft["broadcast_adapter"] or draft["broker"] == "redis"
-        redis = named and draft["broker"] != "memory"
-        draft.put("pubsub", "redis" if redis and exists("pubsub", "redis") else "none")
+        draft.put("pubsub", _bus(draft))
     if not draft["controllers"]:
         tokens = ("jwt",) if draft["jwt_secret"] else ()
         anybody = ("noauth",) if draft["noauth"] else ()
@@ -213,8 +213,11 @@ def _providers(draft: Draft) -> None:
                 "nobody can connect: there is no secret to check tokens with and no backend to ask; give secret, "
                 "jwt_secret or rpc_host, or noauth to let everybody in"
             )
-    if draft["broker"] == "redis" and draft["pubsub"] != "redis":
-        raise draft.error("pubsub", "the broker redis hands messages on over Redis; leave pubsub out, or give redis")
+    for service, title in _SHARED.items():
+        if draft["broker"] == service and draft["pubsub"] != service:
+            raise draft.error(
+                "pubsub", f"the broker {service} hands messages on over {title}; leave pubsub out, or give {service}"
+            )
     if draft["broker"] == "memory" and draft["pubsub"] != "none":
         raise draft.error(
             "pubsub",
@@ -227,6 +230,15 @@ def _providers(draft: Draft) -> None:
         providers.find("broadcaster", name)
     for name in draft["controllers"]:
         providers.find("controller", name)
+
+
+def _bus(draft: Draft) -> str:
+    """That of the broker, if it has one; Redis if that is named. What the memory broker keeps is one node's."""
+    broker = draft["broker"]
+    if broker in _SHARED:
+        return str(broker)
+    redis = draft.on("redis_url") or "redisx" in draft["broadcast_adapter"]
+    return "redis" if redis and broker != "memory" and exists("pubsub", "redis") else "none"
 
 
 def _channels(draft: Draft) -> None:

@@ -274,7 +274,7 @@ def test_an_empty_broker_and_pubsub_are_none() -> None:
 
 
 @pytest.mark.statement("CO-19", "BR-71")
-def test_pubsub_follows_redis_unless_it_is_given(load: Load, cluster: None) -> None:
+def test_pubsub_follows_redis_unless_it_is_given(load: Load) -> None:
     assert load()["pubsub"] == "none"
     assert load("--redis_url=redis://localhost:6379")["pubsub"] == "redis"
     assert load("--broadcast_adapter=http,redisx")["pubsub"] == "redis"
@@ -284,15 +284,26 @@ def test_pubsub_follows_redis_unless_it_is_given(load: Load, cluster: None) -> N
     assert load("--redis_url=r", "--pubsub=nats")["pubsub"] == "nats"
 
 
-def test_the_broker_redis_needs_its_bus(load: Load) -> None:
-    with pytest.raises(ConfigurationError, match=r"^--pubsub: the broker redis hands messages on over Redis"):
-        load("--broker=redis", "--pubsub=none")
+def test_the_broker_nats_brings_its_bus_and_nothing_else_of_nats_does(load: Load) -> None:
+    for more in ((), ("--redis_url=r",), ("--broadcast_adapter=http,redisx",)):
+        assert load("--broker=nats", *more)["pubsub"] == "nats"
+    assert load("--nats_servers=nats://n:4222")["pubsub"] == "none"
+    settings = load("--broadcast_adapter=http,nats")
+    assert (settings["pubsub"], settings["broker"]) == ("none", "none")
+
+
+@pytest.mark.parametrize(("broker", "title"), [("redis", "Redis"), ("nats", "NATS")])
+def test_a_shared_broker_needs_its_bus(load: Load, broker: str, title: str) -> None:
+    for other in {"none", "redis", "nats"} - {broker}:
+        with pytest.raises(ConfigurationError, match=f"^--pubsub: the broker {broker} hands messages on over {title}"):
+            load(f"--broker={broker}", f"--pubsub={other}")
 
 
 def test_the_memory_broker_is_one_nodes(load: Load) -> None:
     assert load("--broker=memory", "--redis_url=r")["pubsub"] == "none"
-    with pytest.raises(ConfigurationError, match=r"^--pubsub: the memory broker numbers the messages of one node"):
-        load("--broker=memory", "--pubsub=redis")
+    for bus in ("redis", "nats"):
+        with pytest.raises(ConfigurationError, match=r"^--pubsub: the memory broker numbers the messages of one node"):
+            load("--broker=memory", f"--pubsub={bus}")
 
 
 @pytest.mark.statement("CO-20", "BR-32")

@@ -12,7 +12,6 @@ import yaml
 from anycable_tx import providers
 from anycable_tx.config import files
 from anycable_tx.config.load import load_settings
-from anycable_tx.config.option import Option
 from anycable_tx.config.settings import Settings
 from anycable_tx.providers import Provider
 
@@ -34,12 +33,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     return loaded
 
 
-NATS = (
-    Option("nats_servers", "list", ("nats://127.0.0.1:4222",), key="nats.servers", section="NATS"),
-    Option("embed_nats", "bool", False, key="embedded_nats.enabled", section="NATS"),
-)
-
-
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``install(*providers)``: pretend that these are installed beside the ones there are."""
@@ -49,10 +42,3 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(providers, "getPlugins", lambda *_: [*there, *more])
 
     return installed
-
-
-@pytest.fixture
-def cluster(install: Callable[..., None]) -> None:
-    """Providers of NATS, in name."""
-    nats = ["broker", "pubsub", "broadcaster"]
-    install(*(Provider(kind, "nats", "nowhere:create", options=NATS) for kind in nats))

@@ -295,14 +295,18 @@ def test_the_broker_nats_brings_its_bus_and_nothing_else_of_nats_does(load: Load
 @pytest.mark.parametrize(("broker", "title"), [("redis", "Redis"), ("nats", "NATS")])
 def test_a_shared_broker_needs_its_bus(load: Load, broker: str, title: str) -> None:
     for other in {"none", "redis", "nats"} - {broker}:
-        with pytest.raises(ConfigurationError, match=f"^--pubsub: the broker {broker} hands messages on over {title}"):
+        with pytest.raises(
+            ConfigurationError, match=f"^--pubsub: the broker {broker} hands messages on over {title}"
+        ):
             load(f"--broker={broker}", f"--pubsub={other}")
 
 
 def test_the_memory_broker_is_one_nodes(load: Load) -> None:
     assert load("--broker=memory", "--redis_url=r")["pubsub"] == "none"
     for bus in ("redis", "nats"):
-        with pytest.raises(ConfigurationError, match=r"^--pubsub: the memory broker numbers the messages of one node"):
+        with pytest.raises(
+            ConfigurationError, match=r"^--pubsub: the memory broker numbers the messages of one node"
+        ):
             load("--broker=memory", f"--pubsub={bus}")
 
 

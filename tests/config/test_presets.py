@@ -37,7 +37,7 @@ def test_the_broker_preset_alone_is_memory_and_http(load: Load) -> None:
     ],
 )
 def test_the_broker_preset_takes_the_service_that_is_configured(
-    load: Load, cluster: None, argv: list[str], expected: tuple[object, ...]
+    load: Load, argv: list[str], expected: tuple[object, ...]
 ) -> None:
     settings = load("--presets=broker", *argv)
     assert (settings["broker"], settings["broadcast_adapter"], settings["pubsub"]) == expected

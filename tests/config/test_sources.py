@@ -38,7 +38,7 @@ def test_port_is_a_variable_of_its_own(load: Load) -> None:
 
 
 @pytest.mark.statement("CO-2")
-def test_a_further_variable_of_a_provider_works_alike(load: Load, cluster: None) -> None:
+def test_a_further_variable_of_a_provider_works_alike(load: Load) -> None:
     assert load(env={"REDIS_URL": "a"})["redis_url"] == "a"
     assert load(env={"REDIS_URL": "a", "ANYCABLE_REDIS_URL": "b"})["redis_url"] == "b"
 
@@ -177,11 +177,11 @@ def test_empty_files_and_keys_without_values_count_as_absent(load: Load) -> None
 
 @pytest.mark.statement("CO-8")
 def test_an_unknown_key_is_a_notice_and_with_strict_an_error(load: Load) -> None:
-    file: dict[str, Any] = {"server": {"prot": 1}, "nats": {"servers": "x", "pool": {"big": True}}, "on": []}
+    file: dict[str, Any] = {"server": {"prot": 1}, "mqtt": {"nodes": "x", "pool": {"big": True}}, "on": []}
     settings = load(file=file)
     assert [notice for notice in settings.notices if "no key" in notice] == [
-        "conf/anycable.yml: there is no key nats.pool.big",
-        "conf/anycable.yml: there is no key nats.servers",
+        "conf/anycable.yml: there is no key mqtt.nodes",
+        "conf/anycable.yml: there is no key mqtt.pool.big",
         "conf/anycable.yml: there is no key on",
         "conf/anycable.yml: there is no key server.prot; did you mean server.port?",
     ]
@@ -197,7 +197,8 @@ def _another(option: Option) -> Any:
         return not option.default
     if option.choices:
         return option.choices[-1] if option.default == option.choices[0] else option.choices[0]
-    return {"int": 17, "float": 7.5, "list": ["/x"], "str": "/x", "rules": [{"match": "a", "class": "b"}]}[
+    number = 17 if option.maximum is None else min(17, option.maximum)
+    return {"int": number, "float": 7.5, "list": ["/x"], "str": "/x", "rules": [{"match": "a", "class": "b"}]}[
         option.kind
     ]
 

@@ -18,6 +18,7 @@ COUNTERS: dict[str, str] = {
     "failed_broadcast_msg_total": "publications that could not be understood",
     "duplicate_publications_total": "publications recognised by their idempotency id and not stored again",
     "rejected_publications_total": "publications refused, by reason",
+    "rejected_reads_total": "requests of the REST API for presence or history that were refused, by reason",
     "held_publications_total": "publications held because the broker was unavailable",
     "abandoned_publications_total": "publications given up because their publisher left before they were stored",
     "dead_entries_total": "entries of a Redis stream put aside because they cannot be published",

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from anycable_tx import __version__
+from anycable_tx.api.rest import RestAPI, has_api
 from anycable_tx.cable.session import Session
 from anycable_tx.controllers.chain import Chain
 from anycable_tx.interfaces import IBroadcaster, IController, ProviderContext
@@ -55,6 +56,7 @@ class Server:
             self.sites.add_health(main, settings["health_path"])
         if settings["ready_path"]:
             self.sites.add_route(main, settings["ready_path"], Readiness(self.not_ready))
+        self.api = RestAPI(settings, reactor, self.node, self.sites) if has_api(settings) else None
         self.factory = CableFactory(
             settings, reactor, self.node, self.flusher, self.sites.site_for(main), direct=direct
         )
@@ -123,6 +125,8 @@ class Server:
         await self._start(node)
         for broadcaster in self.broadcasters:
             await self._start(broadcaster)
+        if self.api is not None:
+            await self._start(self.api)
 
     async def _start(self, part: Any) -> None:
         await part.start()
@@ -159,6 +163,8 @@ class Server:
         for what, path in (("health", settings["health_path"]), ("readiness", settings["ready_path"])):
             if path:
                 self.log.info("Handle {what} requests at {url}", what=what, url=origin + path)
+        if self.api is not None:
+            self._announce(self.api.announcement, context="api")
 
     def _announce(self, text: str, **attrs: str) -> None:
         for line in text.splitlines():
@@ -201,10 +207,11 @@ class Server:
         self.log.info("Stopped", attrs={"context": "main"})
 
     async def _stop_broadcasters(self, until: float) -> None:
-        """All at once: they do not depend on each other."""
+        """All at once, and the API: they do not depend on each other."""
+        names = [f"broadcaster {name}" for name in self.settings["broadcast_adapter"]]
         await gatherResults(
-            Deferred.fromCoroutine(self._stop_part(f"broadcaster {name}", broadcaster, until))
-            for name, broadcaster in zip(self.settings["broadcast_adapter"], self.broadcasters, strict=True)
+            Deferred.fromCoroutine(self._stop_part(what, part, until))
+            for what, part in zip([*names, "API"], [*self.broadcasters, self.api], strict=True)
         )
 
     async def _stop_parts(self) -> None:

@@ -85,12 +85,16 @@ class NodeStreams(Background):
 
     async def history(self, stream: LocalStream, request: HistoryRequest) -> History:
         """The broker's answer. Raises HistoryRefused and nothing else."""
+        return await self.read(stream.name, request)
+
+    async def read(self, name: str, request: HistoryRequest) -> History:
+        """The broker's answer for any stream, subscribed here or not. Raises HistoryRefused and nothing else."""
         try:
-            return await self._patiently(lambda: self.broker.history(stream.name, request))
+            return await self._patiently(lambda: self.broker.history(name, request))
         except HistoryRefused:
             raise
         except Exception:
-            self._broker_failed("cannot read history", stream=stream.name)
+            self._broker_failed("cannot read history", stream=name)
             raise HistoryRefused("unavailable") from None
 
     def advance(self, stream: LocalStream, history: History) -> None:

@@ -309,7 +309,7 @@ def test_an_occupied_port_is_named_and_the_others_are_closed_again(world: Callab
 
 
 def test_paths_that_are_off_are_not_served(world: Callable[..., World], log: list[LogEvent]) -> None:
-    it = world(health_path="", ready_path="")
+    it = world(health_path="", ready_path="", api_path="")
     it.start()
     assert [Peer(it.server.factory, it.reactor).ask("GET", path).status for path in ("/", "/health")] == [404, 404]
     assert not [line for line in texts(log) if "requests at" in line and "broadcast" not in line]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from anycable_tx.cable.messages import Publication, RemoteCommand
+from anycable_tx.cable.messages import Publication, Receipt, RemoteCommand
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.metrics import Metrics
 
@@ -29,17 +29,20 @@ LONGEST_DELAY = 1.0
 class Job:
     """One publisher's request on its way to the broker.
 
-    ``work`` is its publications in order, or its command; ``size`` the bytes it keeps in memory. The publisher
-    sets ``abandoned`` when it is gone: what has not been handed to the broker then is given up.
-    ``attempted`` says that something of it was handed over, so that its outcome may be unknown.
+    ``work`` is its publications in order (*batch*: sent as a list), or its command; ``size`` the bytes it keeps in
+    memory. The publisher sets ``abandoned`` when it is gone: what has not been handed to the broker then is given up.
+    ``attempted`` says that something of it was handed over, so that its outcome may be unknown. ``receipts`` are
+    the broker's answers for the publications that are stored, in order.
     """
 
     work: list[Publication] | RemoteCommand
     size: int
+    batch: bool = False
     abandoned: bool = False
     attempted: bool = False
     held: bool = False
     deadline: float = 0.0
+    receipts: list[Receipt] = field(default_factory=list)
 
 
 class _Turn:
@@ -137,23 +140,22 @@ class Ingest:
                 if not self._retrying:
                     self._release(job)
             for publication in publications:
-                await self._persist(job, partial(self._node.publish, publication))
+                job.receipts.append(await self._persist(job, partial(self._node.publish, publication)))
         finally:
             for stream in streams:
                 if self._tails[stream] is turn:
                     del self._tails[stream]
             turn.end(self._reactor)
 
-    async def _persist(self, job: Job, attempt: Callable[[], Awaitable[Any]]) -> None:
-        """Make *attempt* until it succeeds or the job's time is over."""
+    async def _persist(self, job: Job, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Make *attempt* until it succeeds, which answers its result, or the job's time is over."""
         delay = FIRST_DELAY
         retrying = False
         try:
             while True:
                 job.attempted = True
                 try:
-                    await attempt()
-                    return
+                    return await attempt()
                 except BrokerUnavailable as e:
                     left = job.deadline - self._reactor.seconds()
                     if left <= 0:

@@ -22,6 +22,7 @@ __all__ = [
     "disconnect_frame",
     "history_frame",
     "member_event",
+    "members_info",
     "presence_error",
     "presence_info",
     "reject_frame",
@@ -100,12 +101,17 @@ def _presence(identifier: bytes, message: dict[str, Any]) -> bytes:
     return b'{"type":"presence","identifier":%b,"message":%b}' % (identifier, orjson.dumps(message))
 
 
-def presence_info(identifier: bytes, members: list[Member], *, records: bool) -> bytes:
-    """The answer to ``presence``: the total, and the records unless they were declined or there are none."""
+def members_info(members: list[Member], *, records: bool = True) -> dict[str, Any]:
+    """Who is present: the total, and the records unless they were declined or there are none."""
     message: dict[str, Any] = {"type": "info", "total": len(members)}
     if members and records:
         message["records"] = [{"id": m.id} if m.info is None else {"info": m.info, "id": m.id} for m in members]
-    return _presence(identifier, message)
+    return message
+
+
+def presence_info(identifier: bytes, members: list[Member], *, records: bool) -> bytes:
+    """The answer to ``presence``."""
+    return _presence(identifier, members_info(members, records=records))
 
 
 def presence_error(identifier: bytes) -> bytes:

@@ -10,7 +10,7 @@ from anycable_tx.config.draft import Draft
 from anycable_tx.config.files import read_secret
 from anycable_tx.config.given import Given
 from anycable_tx.config.presets import CLOUD, apply_presets, exists
-from anycable_tx.config.secrets import BROADCAST, RPC, derive_key
+from anycable_tx.config.secrets import API, BROADCAST, RPC, derive_key
 from anycable_tx.config.values import parse
 from anycable_tx.errors import ConfigurationError
 
@@ -110,7 +110,7 @@ def _logs(draft: Draft) -> None:
 
 
 def _paths(draft: Draft) -> None:
-    for name in ("health_path", "ready_path", "http_broadcast_path"):
+    for name in ("health_path", "ready_path", "http_broadcast_path", "api_path"):
         if draft[name].strip():
             draft.put(name, _slashed(draft, name, draft[name].strip()))
         else:
@@ -141,6 +141,7 @@ def _secrets(draft: Draft) -> None:
         ("streams_secret", secret),
         ("broadcast_key", derive_key(secret, BROADCAST)),
         ("http_rpc_secret", derive_key(secret, RPC)),
+        ("api_secret", derive_key(secret, API)),
     ):
         if name in draft.schema and name not in absent and not draft[name]:
             draft.put(name, inherited)
@@ -163,10 +164,13 @@ def _public_mode(draft: Draft) -> None:
     draft.put("public_streams", True)
     draft.put("broadcast_key", "")
     place = f"port {draft['http_broadcast_port']}, {draft['http_broadcast_path']}"
+    api = ""
+    if draft["api_path"] and not draft["api_secret"]:
+        api = f" and use the REST API (port {draft['api_port'] or draft['port']}, {draft['api_path']})"
     tokens = "; a token that is presented is still checked" if draft["jwt_secret"] else ""
     draft.notices.append(
         "Server is running in the public mode: clients need no credentials, may subscribe to any stream by its "
-        f"name, and everybody may broadcast over HTTP ({place}){tokens}"
+        f"name, and everybody may broadcast over HTTP ({place}){api}{tokens}"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 
-from anycable_tx.config.declarations import access, backend, delivery, nats, server
+from anycable_tx.config.declarations import access, api, backend, delivery, nats, server
 from anycable_tx.config.option import Option
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.interfaces import IProvider
@@ -25,6 +25,7 @@ BUILTIN: tuple[Option, ...] = (
     *backend.BACKEND,
     *backend.DISCONNECTS,
     *delivery.BROADCASTING,
+    *api.API,
     *delivery.BROKER,
     *delivery.PUBSUB,
     *nats.EMBEDDED,

@@ -111,14 +111,14 @@ class Listeners:
         """Listen on every port that has something to serve. Raises ConfigurationError naming the address."""
         if self._settings["ssl_cert"]:
             self._certificate = Certificate(self._settings)
-        main = self._settings["port"]
-        self._listen(main, self._factory, direct=self._factory.direct)
-        for port in self._sites.ports():
-            if port != main:
-                self._listen(port, self._sites.site_for(port), direct=False)
+        main = "", self._settings["port"]
+        self._listen(*main, self._factory, direct=self._factory.direct)
+        for host, port in self._sites.ports():
+            if (host, port) != main:
+                self._listen(host, port, self._sites.site_for(port, host), direct=False)
 
-    def _listen(self, number: int, factory: Any, *, direct: bool) -> None:
-        host = self._settings["host"]
+    def _listen(self, host: str, number: int, factory: Any, *, direct: bool) -> None:
+        host = host or self._settings["host"]
         interface = "127.0.0.1" if host == "localhost" else host
         try:
             if direct:

@@ -20,7 +20,9 @@ from twisted.web.server import Request, Site
 from anycable_tx.metrics import Metrics
 from anycable_tx.transports.paths import PathPatterns
 
-__all__ = ["Health", "NotFound", "Readiness", "Route", "Sites", "answer"]
+__all__ = ["TEXT", "Health", "NotFound", "Readiness", "Route", "Sites", "answer"]
+
+TEXT = b"text/plain; charset=utf-8"
 
 #: Bodies of resources that set no ``max_body`` of their own.
 DEFAULT_MAX_BODY = 8 * 1024 * 1024
@@ -55,7 +57,7 @@ def answer(request: Request, status: int, text: str = "") -> bytes:
     request.setResponseCode(status)
     body = f"{text}\n".encode() if text else b""
     if body:
-        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+        request.setHeader(b"content-type", TEXT)
         request.setHeader(b"content-length", b"%d" % len(body))
     return b"" if request.method == b"HEAD" else body
 
@@ -111,40 +113,41 @@ class Sites:
         self.metrics = Metrics() if metrics is None else metrics
         self.draining = False
         self._health_drain = bool(settings.get("health_drain", False))
-        self._routes: dict[int, dict[str, Any]] = {}
-        self._sites: dict[int, _RoutedSite] = {}
+        self._routes: dict[tuple[str, int], dict[str, Any]] = {}
+        self._sites: dict[tuple[str, int], _RoutedSite] = {}
         self._channels: set[_Channel] = set()
         self._running = 0
         self._drained: list[Deferred[None]] = []
 
     # -- routes
 
-    def add_route(self, port: int, path: str, resource: Any) -> None:
-        """Serve *resource* (IResource, see also Route) at *path* of *port*.
+    def add_route(self, port: int, path: str, resource: Any, host: str = "") -> None:
+        """Serve *resource* (IResource, see also Route) at *path* of *port*, of the address *host* ('': the main one).
 
         *path* is a pattern of PathPatterns and matched against the whole path as it was sent, without the
         query. Of two resources for one path the later wins. Raises ConfigurationError for a bad pattern.
         """
         PathPatterns([path])
-        routes = self._routes.setdefault(port, {})
+        routes = self._routes.setdefault((host, port), {})
         routes[path if path.startswith("/") else "/" + path] = resource
-        if port in self._sites:
-            self._sites[port].set_routes(routes)
+        if (host, port) in self._sites:
+            self._sites[host, port].set_routes(routes)
 
     def add_health(self, port: int, path: str) -> None:
         """Serve Health; it answers 503 while draining if the setting ``health_drain`` asks for it."""
         self.add_route(port, path, Health(lambda: self.draining and self._health_drain))
 
-    def ports(self) -> list[int]:
-        """The ports that have routes."""
+    def ports(self) -> list[tuple[str, int]]:
+        """The addresses ('': the main one) and ports that have routes."""
         return sorted(self._routes)
 
-    def site_for(self, port: int) -> Site:
+    def site_for(self, port: int, host: str = "") -> Site:
         """The one Site of *port*; without routes it answers 404 to everything."""
-        if port not in self._sites:
-            self._sites[port] = _RoutedSite(self)
-            self._sites[port].set_routes(self._routes.get(port, {}))
-        return self._sites[port]
+        place = host, port
+        if place not in self._sites:
+            self._sites[place] = _RoutedSite(self)
+            self._sites[place].set_routes(self._routes.get(place, {}))
+        return self._sites[place]
 
     # -- requests
 

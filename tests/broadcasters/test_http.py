@@ -193,7 +193,7 @@ def test_public_mode_and_the_word_none_need_no_key():
 @pytest.mark.statement("BR-15")
 def test_it_is_on_its_own_port_only():
     world = World(http_broadcast_port=8080)
-    assert world.sites.ports() == [8080]
+    assert world.sites.ports() == [("", 8080)]
     assert world.peer().ask("POST", PATH, b'{"stream":"a"}').status == 201
     assert Peer(world.sites.site_for(8090), world.clock).ask("POST", PATH, b'{"stream":"a"}').status == 404
 
@@ -281,7 +281,7 @@ def test_an_outage_longer_than_the_hold_ends_in_501(logged):
     assert world.metrics.value("rejected_publications_total", "unavailable") == 1
     assert [e["log_format"] for e in logged if e["log_level"].name == "warn"] == [
         "broadcasts are held: the broker is unavailable",
-        "publication was not stored",
+        "request refused: {text}",
     ]
 
 

@@ -97,7 +97,7 @@ def test_public_mode_opens_everything_and_says_so() -> None:
     (notice,) = settings.notices
     assert notice == (
         "Server is running in the public mode: clients need no credentials, may subscribe to any stream by its "
-        "name, and everybody may broadcast over HTTP (port 8090, /_broadcast)"
+        "name, and everybody may broadcast over HTTP (port 8090, /_broadcast) and use the REST API (port 8080, /api)"
     )
 
 

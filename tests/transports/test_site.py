@@ -99,7 +99,7 @@ def test_another_path_is_not_found(world, path):
 
 def test_a_route_belongs_to_its_port(world):
     world.sites.add_route(8090, "/_broadcast", Echo())
-    assert world.sites.ports() == [8080, 8090]
+    assert world.sites.ports() == [("", 8080), ("", 8090)]
     assert world.peer(8090).ask("POST", "/_broadcast", b"x").body == b"x"
     assert world.peer(8090).ask("GET", "/health").status == 404
     assert world.peer().ask("GET", "/_broadcast").status == 404

@@ -260,6 +260,7 @@ def test_every_line_about_a_port_is_written_after_all_ports_are_open(
         "Handle WebSocket connections at http://localhost:80/b",
         "Handle health requests at http://localhost:80/health",
         "Handle readiness requests at http://localhost:80/ready",
+        "Handle API requests at http://localhost:80/api (authorization required)",
     ]
     assert lines[0] == "load presets"
     assert lines[1].startswith("Starting AnyCable ")

@@ -62,7 +62,7 @@ def _bad(text: str) -> Refused:
     return Refused(400, "bad_request", text)
 
 
-def page(history: History, limit: int) -> bytes:
+def page(history: History, limit: int, most: int = MAX_PAGE_BYTES) -> bytes:
     """The first *limit* messages, fewer if they are large, as JSON: ``messages``, ``position``, ``more``.
 
     Whoever asks for what follows ``position`` goes on exactly there. ``more`` says that there is something.
@@ -71,7 +71,7 @@ def page(history: History, limit: int) -> bytes:
     size = 0
     top = history.top
     for message in history.messages:
-        if len(shown) == limit or size > MAX_PAGE_BYTES:
+        if len(shown) == limit or size > most:
             last = history.messages[len(shown) - 1]
             top = Position(last.epoch, last.offset)
             break

@@ -94,7 +94,7 @@ def test_the_command_is_installed_and_knows_the_same_options(tmp_path: Path) -> 
 def test_an_unknown_broker_is_answered_with_the_names_that_are_found(tmp_path: Path) -> None:
     done = ended(*TWISTD, "-n", "anycable", *OPEN, "--broker=redsi", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "anycable: broker: there is no broker named 'redsi'; found: memory, none, redis\n"
+    assert done.stderr == "anycable: broker: there is no broker named 'redsi'; found: memory, nats, none, redis\n"
     assert list(tmp_path.iterdir()) == []
 
 

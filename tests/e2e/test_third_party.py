@@ -33,7 +33,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_without_the_package_nobody_knows_it(tmp_path: Path) -> None:
     done = ended(*TWISTD, "-n", "anycable", *OPEN, "--broker=acme", cwd=tmp_path)
-    assert done.stderr == "anycable: broker: there is no broker named 'acme'; found: memory, none, redis\n"
+    assert done.stderr == "anycable: broker: there is no broker named 'acme'; found: memory, nats, none, redis\n"
     assert "acme" not in ended(*TWISTD, "anycable", "--help", cwd=tmp_path).stdout
 
 
@@ -41,7 +41,7 @@ def test_without_the_package_nobody_knows_it(tmp_path: Path) -> None:
 def test_it_is_listed_and_its_option_is_in_the_help(installed: dict[str, str], tmp_path: Path) -> None:
     done = ended(*TWISTD, "-n", "anycable", *OPEN, "--broker=acne", cwd=tmp_path, env=installed)
     assert done.returncode == 1
-    assert done.stderr == "anycable: broker: there is no broker named 'acne'; found: acme, memory, none, redis\n"
+    assert done.stderr == "anycable: broker: there is no broker named 'acne'; found: acme, memory, nats, none, redis\n"
     help = ended(*TWISTD, "anycable", "--help", cwd=tmp_path, env=installed).stdout
     assert "--acme_label=" in help
     assert "shown when the server starts" in help

@@ -51,6 +51,7 @@ COUNTERS: dict[str, str] = {
     "nats_slow_consumers_total": "connections that NATS closed because messages came faster than they were taken",
     "nats_errors_total": "errors NATS told of without closing the connection, such as a lack of permission",
     "nats_refused_messages_total": "messages not sent to NATS, by reason",
+    "embedded_nats_restarts_total": "times the embedded NATS server ended by itself and was started again",
     "unannounced_messages_total": "messages that were stored but could not be handed to the bus",
     "controller_errors_total": "controller calls that failed",
     "rpc_call_total": "calls to the backend, repeated attempts not counted",

@@ -7,7 +7,7 @@ import os
 import random
 import resource
 from collections.abc import Awaitable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
@@ -26,6 +26,9 @@ from anycable_tx.transports.factory import CableFactory
 from anycable_tx.transports.groups import Flusher
 from anycable_tx.transports.listeners import Listeners, direct_path_applies
 from anycable_tx.transports.site import Readiness, Sites
+
+if TYPE_CHECKING:
+    from anycable_tx.nats.embedded import EmbeddedNats
 
 __all__ = ["Server"]
 
@@ -50,6 +53,8 @@ class Server:
         self.sites = Sites(settings, reactor, self.metrics)
         self.controllers: list[IController] = []
         self.broadcasters: list[IBroadcaster] = []
+        #: The NATS server that runs beside this one, if there is one.
+        self.embedded = _embedded_nats(settings, reactor, self.metrics)
         self._build_providers()
         main = settings["port"]
         if settings["health_path"]:
@@ -87,7 +92,9 @@ class Server:
             return ["draining"]
         if not self._ready:
             return ["starting"]
-        parts: tuple[Any, ...] = (self.node.controllers, self.node.broker, self.node.pubsub, *self.broadcasters)
+        parts: list[Any] = [self.node.controllers, self.node.broker, self.node.pubsub, *self.broadcasters]
+        if self.embedded is not None:
+            parts.append(self.embedded)
         return [problem for part in parts if (problem := part.problem())]
 
     # -- start
@@ -118,8 +125,12 @@ class Server:
         # The last of them is the application, or its absence: it is named with the ways in.
         for controller in self.controllers[:-1]:
             self._announce(controller.announcement)
+        if self.embedded is not None:
+            await self._start(self.embedded)
         await self._start(node.broker)
         self._announce(node.broker.announcement)
+        if self.embedded is not None:
+            self._announce(self.embedded.announcement)
         await self._start(node.pubsub)
         self._announce(node.pubsub.announcement, context="pubsub")
         await self._start(node)
@@ -222,6 +233,7 @@ class Server:
         await self._stop_part("background work", node)
         await self._stop_part("broker", node.broker)
         await self._stop_part("pub/sub", node.pubsub)
+        await self._stop_part("embedded NATS", self.embedded)
 
     async def _stop_part(self, what: str, part: Any, until: float | None = None) -> None:
         if part in self._started:
@@ -306,6 +318,14 @@ class Server:
         # At most a third of the time, in steps of 50 ms.
         steps = max(1.0, seconds / 3 / GLANCE)
         return max(int(self.settings["shutdown_pool_size"]), math.ceil(count / steps)), GLANCE
+
+
+def _embedded_nats(settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> EmbeddedNats | None:
+    if not settings["embed_nats"]:
+        return None
+    from anycable_tx.nats.embedded import EmbeddedNats
+
+    return EmbeddedNats(settings, reactor, metrics)
 
 
 def close_for_restart(session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from anycable_tx import providers
@@ -13,6 +14,7 @@ from anycable_tx.config.presets import CLOUD, apply_presets, exists
 from anycable_tx.config.secrets import API, BROADCAST, RPC, derive_key
 from anycable_tx.config.values import parse
 from anycable_tx.errors import ConfigurationError
+from anycable_tx.nats.place import client_url
 
 __all__ = ["derive"]
 
@@ -35,6 +37,7 @@ def derive(draft: Draft) -> None:
         _switches,
         _secret_files,
         apply_presets,
+        _embedded_nats,
         _logs,
         _paths,
         _secrets,
@@ -102,6 +105,13 @@ def _secret_files(draft: Draft) -> None:
         if option.kind == "list":
             content = ",".join(content.splitlines())
         draft.put(option.name, parse(option, content, file.origin))
+
+
+def _embedded_nats(draft: Draft) -> None:
+    """An embedded server is the one to connect to, unless others are named."""
+    if draft["embed_nats"] and "nats_servers" in draft.schema and not draft.was_set("nats_servers"):
+        with suppress(ConfigurationError):  # whoever builds the server says what is wrong with it
+            draft.put("nats_servers", (client_url(draft["enats_addr"]),))
 
 
 def _logs(draft: Draft) -> None:

@@ -48,7 +48,7 @@ def exists(kind: str, name: str) -> bool:
 
 def _broker(draft: Draft) -> None:
     for service, wanted, adapters in (
-        ("nats", draft.on("embed_nats"), ("http", "nats")),
+        ("nats", draft["embed_nats"], ("http", "nats")),
         ("redis", draft.on("redis_url"), ("http", "redisx", "redis")),
         ("nats", draft.on("nats_servers"), ("http", "nats")),
     ):

@@ -1,0 +1,165 @@
+"""The nats-server as a child process: its life, and what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from anycable_tx.background import done_within
+
+__all__ = ["Child", "understood"]
+
+#: ``[process id] date time [level] text``; a trace has more in front of the text.
+_LINE = re.compile(r"\[\d+\] \S+ \S+ \[([A-Z]{3})\] ?(.*)")
+_LEVELS = {"WRN": LogLevel.warn, "ERR": LogLevel.error, "FTL": LogLevel.error}
+_CHATTER = ("INF", "DBG", "TRC")
+_MONITOR = re.compile(r"Starting http monitor on \S+:(\d+)$")
+_ACCEPTS = "Server is ready"
+_DUPLICATE = "has a duplicate name"
+#: So much of a line is kept.
+_LONGEST = 2000
+#: How often it is looked whether a process that closed its pipes has ended.
+_GLANCE = 0.05
+_BOUND = Path(__file__).with_name("bound.py")
+
+
+def understood(line: str) -> tuple[str, str]:
+    """The level and the text of a line; '' for the level of one that is not of the log, such as of a crash."""
+    match = _LINE.match(line)
+    return (match[1], match[2]) if match else ("", line)
+
+
+class Child(ProcessProtocol):
+    """One run of *command*, which reads *configuration* and ends with this process, whatever ends that.
+
+    What it says is logged, without *secrets*, and its chatter as *chatter*. A file to *lock* is locked as long as
+    it runs.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, *, secrets: Sequence[str] = (), chatter: LogLevel = LogLevel.debug) -> None:
+        self._reactor = reactor
+        self._secrets = secrets
+        self._chatter = chatter
+        self._rest = b""
+        self._open: set[int] = set()
+        self._process: Any = None
+        self._reaping = LoopingCall(self._reap)
+        self._reaping.clock = reactor
+        self._waiting: list[Deferred[None]] = []
+        #: Where it can be watched, as soon as that is known.
+        self.monitor_port = 0
+        #: Clients can connect.
+        self.accepts = False
+        #: Another server of the cluster has its name.
+        self.duplicate = False
+        #: The last thing it said was wrong.
+        self.complaint = ""
+        #: How it ended; '' while it runs.
+        self.end = ""
+
+    def run(self, command: Sequence[str], configuration: bytes, lock: str = "") -> None:
+        """Start it."""
+        bound = [sys.executable, "-I", "-S", str(_BOUND), str(os.getpid()), lock, *command]
+        self._open = {0, 1, 2}
+        # Its environment is ours, without what is meant for us alone.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANYCABLE_")}
+        self._process = self._reactor.spawnProcess(self, bound[0], bound, env=environment)
+        self._process.write(configuration)
+        self._process.closeStdin()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self._process.pid)
+
+    def signal(self, name: str) -> None:
+        """Send it a signal, if it runs."""
+        try:
+            if not self.end:
+                self._process.signalProcess(name)
+        except ProcessExitedAlready:
+            pass
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        if not self.end:
+            self._waiting.append(Deferred())
+            await self._waiting[-1]
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for its end, but not longer. Has it ended?"""
+        if not self.end:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append(waiting)
+            await done_within(self._reactor, seconds, waiting)
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+        return bool(self.end)
+
+    # -- told by the reactor
+
+    def outReceived(self, data: bytes) -> None:
+        """It writes its log to the other pipe; this is for what is no log."""
+        self.errReceived(data)
+
+    def errReceived(self, data: bytes) -> None:
+        """Log whole lines; of those without an end so much."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._said(line[:_LONGEST].decode("utf-8", "replace").rstrip())
+        self._rest = self._rest[:_LONGEST]
+
+    def childConnectionLost(self, childFD: int) -> None:
+        """A pipe is closed. With the last one it has ended, which not every reactor is told by a signal."""
+        super().childConnectionLost(childFD)
+        self._open.discard(childFD)
+        if not self._open and not self.end:
+            self._reaping.start(_GLANCE)
+
+    def processEnded(self, reason: Failure) -> None:
+        """It is gone."""
+        if self._reaping.running:
+            self._reaping.stop()
+        value: Any = reason.value
+        if value.signal is not None:
+            self.end = f"it was ended by signal {value.signal}"
+        else:
+            self.end = "it ended" if isinstance(value, ProcessDone) else f"it ended with status {value.exitCode}"
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def _reap(self) -> None:
+        if not self.end:
+            self._process.reapProcess()
+
+    def _said(self, line: str) -> None:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        level, text = understood(line)
+        if match := _MONITOR.match(text):
+            self.monitor_port = int(match[1])
+        elif text == _ACCEPTS:
+            self.accepts = True
+        elif _DUPLICATE in text:
+            self.duplicate = True
+        if level not in _CHATTER and level != "WRN" and text:
+            self.complaint = text
+        if text:
+            self.log.emit(self._level(level), "{text}", text=text, attrs={"context": "enats", "service": "nats"})
+
+    def _level(self, level: str) -> Any:
+        return self._chatter if level in _CHATTER else _LEVELS.get(level, LogLevel.warn)

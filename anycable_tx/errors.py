@@ -65,7 +65,7 @@ class HistoryRefused(AnyCableError):
     """A history answer could not be proven whole, so nothing of it is sent (P4).
 
     ``reason`` is one of ``unknown_epoch``, ``future_offset``, ``trimmed``, ``expired``, ``unsupported``,
-    ``unavailable``, ``behind`` and is the label of the counter ``history_rejects_total``.
+    ``unavailable``, ``behind``, ``unnamed`` and is the label of the counter ``history_rejects_total``.
     """
 
     code = "history_refused"

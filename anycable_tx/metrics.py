@@ -63,7 +63,8 @@ COUNTERS: dict[str, str] = {
     "internal_errors_total": "errors nobody expected; each has a traceback in the log",
     "refused_connections_total": "connections refused before the upgrade, by reason",
     "refused_requests_total": "HTTP requests refused before their resource saw them, by reason",
-    "closed_connections_total": "WebSocket connections closed, by reason",
+    "closed_connections_total": "client connections closed, by reason",
+    "sse_refusals_total": "requests for server-sent events that got none, by reason",
 }
 
 #: Gauges are read when asked for: name -> meaning.
@@ -74,6 +75,7 @@ GAUGES: dict[str, str] = {
     "rpc_pending_num": "calls to the backend that wait for their turn",
     "grpc_active_conn_num": "connections to backends over gRPC",
     "rpc_capacity_num": "calls the backend is given at a time, where that adapts to it",
+    "sse_clients_num": "responses of server-sent events that are open",
     "disconnect_queue_size": "ends of sessions the backend has not been told of yet",
 }
 

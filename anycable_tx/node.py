@@ -98,14 +98,16 @@ class Node(NodeStreams):
 
     # -- connections (called by transports)
 
-    def connected(self, outlet: Outlet, arrival: Arrival, *, extended: bool, sid: str = "") -> Session:
-        """A client's connection is open: make its session and let it in."""
+    def connected(
+        self, outlet: Outlet, arrival: Arrival, *, extended: bool, resumable: bool = True, sid: str = ""
+    ) -> Session:
+        """A client's connection is open: make its session and let it in. *resumable*: its transport knows sids."""
         session = Session(
             self.sessions.unused(sid) or new_sid(),
             outlet,
             self,
             extended=extended,
-            resumable=extended and self._resumable,
+            resumable=extended and resumable and self._resumable,
         )
         if session.sid == sid:
             self.sessions.arrives(session)

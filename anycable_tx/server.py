@@ -22,6 +22,7 @@ from anycable_tx.metrics import Metrics
 from anycable_tx.node import Node
 from anycable_tx.providers import create, find
 from anycable_tx.transports.direct import DirectFlusher
+from anycable_tx.transports.event_endpoint import EventEndpoint
 from anycable_tx.transports.factory import CableFactory
 from anycable_tx.transports.groups import Flusher
 from anycable_tx.transports.listeners import Listeners, direct_path_applies
@@ -65,6 +66,8 @@ class Server:
         self.factory = CableFactory(
             settings, reactor, self.node, self.flusher, self.sites.site_for(main), direct=direct
         )
+        if settings["sse"]:
+            self.sites.add_route(main, settings["sse_path"], EventEndpoint(self.factory))
         self.listeners = Listeners(settings, reactor, self.factory, self.sites)
         #: What has been started and not been stopped.
         self._started: list[Any] = []
@@ -171,7 +174,10 @@ class Server:
         origin = f"{self.factory.scheme}://{settings['host']}:{settings['port']}"
         for path in settings["path"]:
             self.log.info("Handle WebSocket connections at {url}", url=origin + path)
-        for what, path in (("health", settings["health_path"]), ("readiness", settings["ready_path"])):
+        paths = {"health": settings["health_path"], "readiness": settings["ready_path"]}
+        if settings["sse"]:
+            paths["SSE"] = settings["sse_path"]
+        for what, path in paths.items():
             if path:
                 self.log.info("Handle {what} requests at {url}", what=what, url=origin + path)
         if self.api is not None:

@@ -177,7 +177,11 @@ class Attachment:
                 if self.base >= 0 and position.epoch == self.stream.position.epoch:
                     self.base = min(self.base, position.offset)  # it has no more, should the answer be lost
                 return HistoryRequest(position)
-            return HistoryRequest(since=ask.since) if ask.since > 0 else None
+            if ask.since > 0:
+                return HistoryRequest(since=ask.since)
+            if ask.sole and self.stream.position.last:
+                raise HistoryRefused("unnamed")
+            return None
         if position is None:
             if self.base < 0 and ask.since > 0:
                 if barrier.opened_from is not None:

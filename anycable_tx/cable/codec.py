@@ -134,10 +134,14 @@ _KEYS = frozenset(("command", "identifier", "data", "history", "presence"))
 
 
 class HistoryAsk(NamedTuple):
-    """A client's history request: its positions by stream (None: it sent no ``streams``) and ``since``."""
+    """A client's history request: its positions by stream (None: it sent no ``streams``) and ``since``.
+
+    ``sole``: the client cannot name more than one position, so it may lack something of streams it does not name.
+    """
 
     streams: dict[str, Position] | None
     since: int
+    sole: bool = False
 
 
 class Command(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from sys import intern
+from typing import NamedTuple
 
 import orjson
 
@@ -16,7 +17,7 @@ from anycable_tx.cable.replies import Reply, Status
 from anycable_tx.cable.session import Session, Subscription
 from anycable_tx.errors import BadCommand, BrokerUnavailable, PresenceRefused
 
-__all__ = ["COMMANDS", "apply_reply", "leave_presence", "receive"]
+__all__ = ["COMMANDS", "Opening", "apply_reply", "leave_presence", "open_subscription", "receive", "settle"]
 
 
 def receive(session: Session, text: bytes) -> None:
@@ -49,10 +50,29 @@ async def _execute(session: Session, command: Command) -> None:
         session.services.metrics.count("failed_client_msg_total")
 
 
+class Opening(NamedTuple):
+    """What became of a ``subscribe``. ``subscription``: it was confirmed, and ``settle`` has to follow."""
+
+    status: Status
+    command: Command
+    reply: Reply | None = None
+    subscription: Subscription | None = None
+    held: tuple[Attachment, ...] = ()
+
+
 async def _subscribe(session: Session, command: Command) -> None:
+    await settle(await open_subscription(session, command))
+
+
+async def open_subscription(session: Session, command: Command) -> Opening:
+    """Ask the controllers, join the streams and confirm. Nothing of the streams is sent before ``settle``.
+
+    ERROR: nobody could decide, or the client is gone. SUCCESS without a subscription: there was one already.
+    """
     identifier = intern(command.identifier)
     if identifier in session.subscriptions:
-        return  # confirmed already; a second confirmation would make clients unsubscribe (CP-32)
+        # Confirmed already; a second confirmation would make clients unsubscribe (CP-32).
+        return Opening(Status.SUCCESS, command)
     services = session.services
     reply = await services.controllers.subscribe(session.view(), identifier)
     if reply is not None and (reply.reached or reply.status is not Status.ERROR):
@@ -60,27 +80,35 @@ async def _subscribe(session: Session, command: Command) -> None:
     if not session.is_open():
         if reply is not None and reply.reached and reply.status is not Status.FAILURE:
             session.leave_unfinished(identifier, reply.istate)  # the backend may have carried it out (RA-16)
-        return
+        return Opening(Status.ERROR, command)
     if reply is None or reply.status is Status.ERROR:
         # Silence: official clients ask again by themselves (RA-13).
         services.metrics.count("failed_client_msg_total")
-        return
+        return Opening(Status.ERROR, command)
     if reply.status is Status.FAILURE:
         # A refused subscription joins no stream and leaves no state (RA-3).
         services.metrics.count("subscription_rejects_total", reason=reply.reason or "rejected")
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
         _disconnect_if_asked(session, reply)
-        return
+        return Opening(Status.FAILURE, command)
     subscription = Subscription(session, identifier)
     held = await apply_reply(subscription, reply)
-    ask = command.history
+    return Opening(Status.SUCCESS, command, reply, subscription, held)
+
+
+async def settle(opening: Opening) -> None:
+    """Answer what was asked for with the subscription, and let it live."""
+    _, command, reply, subscription, held = opening
+    if subscription is None or reply is None:
+        return
+    session, ask = subscription.session, command.history
     if ask is not None and ask.since > 0:
         for attachment in held:
             attachment.base = AWAITED
     try:
         await _act(subscription, reply)
-        services.changed(session)
+        session.services.changed(session)
         if ask is not None and (ask.since > 0 or ask.streams is not None):
             await answer_history(subscription, ask)
     finally:

@@ -7,24 +7,42 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from anycable_tx.cable.attachments import Attachment
+    from anycable_tx.cable.messages import StreamMessage
 
-__all__ = ["Fanout", "Group", "Outlet"]
+__all__ = ["Fanout", "Group", "Outlet", "Wire"]
+
+
+class Wire(Protocol):
+    """A wire format: what a stream's message looks like to the clients that speak it. There is one of each kind."""
+
+    def broadcast(self, identifier: bytes, message: StreamMessage, tail: bytes) -> bytes:
+        """*message* for *identifier* (JSON text), as the client reads it; b'' if its like is not told.
+
+        *tail* is the message's ``broadcast_tail``, shared by all identifiers.
+        """
+
+    def frame(self, payload: bytes) -> bytes:
+        """What the client reads, as it is written to the connection."""
 
 
 class Outlet(Protocol):
     """The transport's side of one connection. Everything handed to it leaves in the order it was handed over."""
 
-    #: Frames of one wire format are shared; 'plain' or 'deflate'.
-    wire: str
+    @property
+    def wire(self) -> Wire:
+        """Frames of one wire format are shared."""
 
     def send(self, payload: bytes) -> None:
-        """Write one text message (JSON)."""
+        """Write one message of the protocol (JSON)."""
 
     def send_all(self, payloads: list[bytes]) -> None:
-        """Write several text messages at once."""
+        """Write several messages of the protocol at once."""
+
+    def deliver(self, payloads: list[bytes]) -> None:
+        """Write messages of streams, made by ``wire.broadcast``."""
 
     def close(self, code: int, reason: str) -> None:
-        """Write what is queued, then a close frame, then close."""
+        """Write what is queued, then what tells the client that this is the end, then close."""
 
     def drained(self) -> Awaitable[None] | None:
         """None when more may be written; otherwise done when it may (or the connection is gone)."""
@@ -54,7 +72,7 @@ class Group(Protocol):
         """Write to this member at once what was sent but has not left yet. It stays a member."""
 
     def send(self, payload: bytes) -> None:
-        """One text message (JSON) for every member."""
+        """One message of the stream, made by the wire format's ``broadcast``, for every member."""
 
     def members(self) -> list[Attachment]:
         """The members."""
@@ -69,5 +87,5 @@ class Fanout(Protocol):
     #: True while frames that were sent to groups have not left.
     pending: bool
 
-    def group(self, wire: str) -> Group:
+    def group(self, wire: Wire) -> Group:
         """A new, empty group for connections of that wire format."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from anycable_tx.cable.attachments import Attachment
-from anycable_tx.cable.codec import broadcast_frame, broadcast_tail
-from anycable_tx.cable.fanout import Fanout, Group
+from anycable_tx.cable.codec import broadcast_tail
+from anycable_tx.cable.fanout import Fanout, Group, Wire
 from anycable_tx.cable.messages import Position, StreamMessage
 from anycable_tx.cable.positions import StreamPosition
 from anycable_tx.metrics import Metrics
@@ -44,7 +44,7 @@ class LocalStream:
         self.name = name
         self.fanout = fanout
         self.position = StreamPosition()
-        self.groups: dict[tuple[str, str], Group] = {}
+        self.groups: dict[tuple[str, Wire], Group] = {}
         self.held: dict[Attachment, None] = {}
         #: Set while the bus subscription is being made: those who wait for it.
         self.opening: list[Deferred[None]] | None = None
@@ -133,8 +133,10 @@ class Hub:
         self.metrics.count("broadcast_msg_total")
         excluded = self._step_aside(stream, message.exclude_socket) if message.exclude_socket else ()
         tail = broadcast_tail(message)
-        for (identifier, _), group in stream.groups.items():
-            group.send(broadcast_frame(orjson.dumps(identifier), message, tail))
+        for (identifier, wire), group in stream.groups.items():
+            payload = wire.broadcast(orjson.dumps(identifier), message, tail)
+            if payload:
+                group.send(payload)
         for group, attachment in excluded:
             group.join(attachment)
         if stream.held:

@@ -20,16 +20,19 @@ async def replay(attachment: Attachment, messages: list[StreamMessage]) -> None:
     """Send stored *messages* to a held attachment's client, at the pace it reads; its cursor goes along."""
     session, barrier = attachment.subscription.session, attachment.barrier
     assert barrier is not None
-    identifier = attachment.subscription.json
+    identifier, broadcast = attachment.subscription.json, session.outlet.wire.broadcast
     part: list[bytes] = []
     size = 0
     for message in messages:
         if session.is_excluded(message):
             continue
-        part.append(codec.broadcast_frame(identifier, message, codec.broadcast_tail(message)))
-        size += len(part[-1])
+        payload = broadcast(identifier, message, codec.broadcast_tail(message))
+        if not payload:
+            continue
+        part.append(payload)
+        size += len(payload)
         if size >= REPLAY_PART:
-            session.transmit(part)
+            session.deliver(part)
             barrier.sent(message)
             part, size = [], 0
             waiter = session.outlet.drained()
@@ -38,7 +41,7 @@ async def replay(attachment: Attachment, messages: list[StreamMessage]) -> None:
             if not session.is_open():
                 return
     if part:
-        session.transmit(part)
+        session.deliver(part)
         barrier.sent(messages[-1])
 
 
@@ -116,10 +119,9 @@ def _release(subscription: Subscription, attachment: Attachment) -> None:
     barrier = attachment.barrier
     assert barrier is not None
     if barrier.waiting:
-        identifier = subscription.json
-        subscription.session.transmit(
-            [codec.broadcast_frame(identifier, m, codec.broadcast_tail(m)) for m in barrier.waiting]
-        )
+        identifier, session = subscription.json, subscription.session
+        broadcast = session.outlet.wire.broadcast
+        session.deliver([p for m in barrier.waiting if (p := broadcast(identifier, m, codec.broadcast_tail(m)))])
         barrier.waiting = []
     if barrier.opened_from is None and barrier.doubt is None:
         attachment.barrier = None

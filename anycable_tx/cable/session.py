@@ -187,6 +187,12 @@ class Session:
             self.settle()
         self.outlet.send_all(payloads)
 
+    def deliver(self, payloads: list[bytes]) -> None:
+        """Write several messages of streams, made by the outlet's wire format, in their order."""
+        if self.services.fanout.pending:
+            self.settle()
+        self.outlet.deliver(payloads)
+
     def settle(self) -> None:
         """Write what was handed to this session's groups and has not left yet."""
         for subscription in self.subscriptions.values():

@@ -120,13 +120,13 @@ def _logs(draft: Draft) -> None:
 
 
 def _paths(draft: Draft) -> None:
-    for name in ("health_path", "ready_path", "http_broadcast_path", "api_path"):
+    for name in ("health_path", "ready_path", "http_broadcast_path", "sse_path", "api_path"):
         if draft[name].strip():
             draft.put(name, _slashed(draft, name, draft[name].strip()))
         else:
             draft.put(name, "")
     draft.put("path", tuple(_slashed(draft, "path", path) for path in draft["path"]))
-    for name in ("path", "http_broadcast_path"):
+    for name in ("path", "http_broadcast_path", "sse_path"):
         if not draft[name]:
             raise draft.error(name, "a path is expected, such as /cable")
 

@@ -20,6 +20,7 @@ BUILTIN: tuple[Option, ...] = (
     *server.GLOBAL,
     *server.SERVER,
     *server.WEBSOCKET,
+    *server.EVENTS,
     *access.AUTHENTICATION,
     *access.STREAMS,
     *backend.BACKEND,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 
-__all__ = ["control_frame", "deflated_frame", "text_frame", "unmask"]
+from anycable_tx.cable.codec import broadcast_frame
+from anycable_tx.cable.fanout import Wire
+
+__all__ = ["DEFLATE", "PLAIN", "control_frame", "deflated_frame", "text_frame", "unmask"]
 
 
 def _header(first: int, length: int) -> bytes:
@@ -38,3 +42,18 @@ def unmask(data: bytes, mask: bytes) -> bytes:
     size = len(data)
     key = (mask * ((size + 3) >> 2))[:size]
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
+
+
+class _TextWire:
+    """Protocol messages as they are, each in a text frame."""
+
+    __slots__ = ("frame",)
+    broadcast = staticmethod(broadcast_frame)
+
+    def __init__(self, frame: Callable[[bytes], bytes]) -> None:
+        self.frame = frame
+
+
+#: The wire formats of WebSockets, without and with compression.
+PLAIN: Wire = _TextWire(text_frame)
+DEFLATE: Wire = _TextWire(deflated_frame)

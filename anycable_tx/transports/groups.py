@@ -11,8 +11,8 @@ from collections import deque
 from typing import Any
 
 from anycable_tx.cable.attachments import Attachment
+from anycable_tx.cable.fanout import Wire
 from anycable_tx.metrics import Metrics
-from anycable_tx.transports.frames import deflated_frame, text_frame
 
 __all__ = ["Flusher", "SharedGroup"]
 
@@ -51,9 +51,9 @@ class SharedGroup:
 
     __slots__ = ("_attachments", "_batches", "_encode", "_flusher", "_out", "_size", "slots")
 
-    def __init__(self, flusher: Flusher, wire: str) -> None:
+    def __init__(self, flusher: Flusher, wire: Wire) -> None:
         self._flusher = flusher
-        self._encode = deflated_frame if wire == "deflate" else text_frame
+        self._encode = wire.frame
         self._attachments: list[Attachment | None] = []
         self._batches: deque[_Batch] | None = None
         self._out: list[bytes] = []
@@ -172,7 +172,7 @@ class Flusher:
         self._dirty: deque[SharedGroup] = deque()
         self.pending = False
 
-    def group(self, wire: str) -> SharedGroup:
+    def group(self, wire: Wire) -> SharedGroup:
         """A new, empty group."""
         return self.group_class(self, wire)
 

@@ -1,7 +1,8 @@
 """The writing side of a connection: everything that leaves it, in order, and how it ends.
 
-Frames that were encoded once for many connections come framed; others are framed here. What is written while the
-connection reads is held back and leaves in one piece. A reader that is too slow is let go.
+Frames that were encoded once for many connections come framed; others are framed here. A reader that is too slow is
+let go. ``ClientOutlet`` is what all transports have in common. ``WritingSide`` is that of a WebSocket: what is
+written while it reads is held back and leaves in one piece.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from twisted.internet.defer import Deferred
 
 from anycable_tx.cable import codec
 from anycable_tx.cable.session import Session
-from anycable_tx.transports.frames import control_frame, deflated_frame, text_frame
+from anycable_tx.transports.frames import PLAIN, control_frame, text_frame
 from anycable_tx.transports.groups import SILENT
 
 if TYPE_CHECKING:
+    from anycable_tx.cable.fanout import Wire
+    from anycable_tx.transports.clients import Clients
     from anycable_tx.transports.factory import CableFactory
 
-__all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "WritingSide"]
+__all__ = ["CLOSED", "CLOSING", "CONNECTING", "LINGER", "OPEN", "ClientOutlet", "WritingSide"]
 
 #: Autobahn's states.
 CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
@@ -38,8 +41,110 @@ class _Quiet:
     info = warn = error = debug
 
 
-class WritingSide(WebSocketServerProtocol):
-    """The ``Outlet`` of a session. Autobahn makes the control frames and runs the closing handshake."""
+class ClientOutlet:
+    """The ``Outlet`` of a session, but for what the ends of the transports have of their own."""
+
+    if TYPE_CHECKING:
+        factory: Clients
+        #: A DirectTransport or a PlainTransport; None once the connection is gone.
+        transport: Any
+        session: Session | None
+        state: int
+        wire: Wire
+        _waiter: Deferred[None] | None
+    else:
+        __slots__ = ()
+
+    def _let_go(self) -> None:
+        """The reader is too slow: tell it, and end the connection. Nothing else is written."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """Write what was held back."""
+
+    @property
+    def slot(self) -> Any:
+        """What groups hand this connection's frames to."""
+        return self.transport.slot if self.state == OPEN else SILENT
+
+    def send(self, payload: bytes) -> None:
+        """Write one message of the protocol."""
+        self.send_all([payload])
+
+    def send_all(self, payloads: list[bytes]) -> None:
+        """Write several messages of the protocol at once."""
+        self.deliver(payloads)
+
+    def deliver(self, payloads: list[bytes]) -> None:
+        """Write several messages, as clients of this wire format read them."""
+        if self.state != OPEN or not payloads:
+            return
+        metrics = self.factory.metrics
+        metrics.count("server_msg_total", len(payloads))
+        metrics.count("data_sent_total", sum(map(len, payloads)))
+        self.write(b"".join(map(self.wire.frame, payloads)))
+
+    def write(self, data: bytes) -> None:
+        """Write framed bytes."""
+        if self.state == OPEN and self.transport is not None:
+            self.transport.write(data)
+
+    def queue(self, data: bytes) -> None:
+        """Queue framed bytes of which a part was sent directly."""
+        if self.state == OPEN and self.transport is not None:
+            self.transport.queue(data)
+
+    def drained(self) -> Deferred[None] | None:
+        """None while little waits to be written; else done when the queue is empty or the connection gone."""
+        self._flush()
+        if self.transport is None or self.transport.backlog < HIGH_WATER:
+            return None
+        if self._waiter is None:
+            self._waiter = Deferred()
+        return self._waiter
+
+    def _release_waiter(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    # -- the transport's notices
+
+    def _show_slot(self) -> None:
+        """The slot changed: groups have to know."""
+        session = self.session
+        if session is not None and self.transport is not None:
+            slot = self.slot
+            for subscription in session.subscriptions.values():
+                for attachment in subscription.attachments:
+                    if attachment.group is not None:
+                        attachment.group.slow(attachment, slot)  # type: ignore[attr-defined]
+
+    def slow_changed(self, slow: bool) -> None:
+        """The backlog appeared or is gone."""
+        if self.factory.direct:
+            self._show_slot()
+        if slow:
+            self.factory.slow_connection(self)
+        else:
+            self._release_waiter()
+
+    def backlogged(self, size: int) -> None:
+        """*size* bytes more were queued for a slow reader: beyond the limit it is let go (P7).
+
+        What counts is what waited before, so that no single message, however large, makes a reader slow.
+        """
+        limit = self.factory.max_pending_size
+        if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
+            self.factory.metrics.count("disconnected_slow_clients_total")
+            self.transport.drop_queue()
+            self.state = CLOSING
+            self._show_slot()
+            self._let_go()
+
+
+class WritingSide(ClientOutlet, WebSocketServerProtocol):  # type: ignore[misc]
+    """The outlet of a WebSocket. Autobahn makes the control frames and runs the closing handshake."""
 
     __slots__ = ("_out", "_waiter", "data", "session", "state", "transport", "wire")
 
@@ -49,9 +154,6 @@ class WritingSide(WebSocketServerProtocol):
     reading = True
 
     if TYPE_CHECKING:
-        #: A DirectTransport or a PlainTransport; None once the connection is gone.
-        transport: Any
-        state: int
         data: bytes
         closeHandshakeTimeout: float
         closeHandshakeTimeoutCall: Any
@@ -61,7 +163,7 @@ class WritingSide(WebSocketServerProtocol):
         self.state = CONNECTING
         self.data = b""
         self.session: Session | None = None
-        self.wire = "plain"
+        self.wire = PLAIN
         self._out: list[bytes] | None = None
         self._waiter: Deferred[None] | None = None
 
@@ -125,40 +227,12 @@ class WritingSide(WebSocketServerProtocol):
 
     # -- the session's outlet
 
-    @property
-    def slot(self) -> Any:
-        """What groups hand this connection's frames to."""
-        return self.transport.slot if self.state == OPEN else SILENT
-
-    def _frame(self, payload: bytes) -> bytes:
-        return text_frame(payload) if self.wire == "plain" else deflated_frame(payload)
-
-    def send(self, payload: bytes) -> None:
-        """Write one message."""
-        self.send_all([payload])
-
-    def send_all(self, payloads: list[bytes]) -> None:
-        """Write several messages at once."""
-        if self.state != OPEN or not payloads:
-            return
-        metrics = self.factory.metrics
-        metrics.count("server_msg_total", len(payloads))
-        metrics.count("data_sent_total", sum(map(len, payloads)))
-        self.write(b"".join(map(self._frame, payloads)))
-
     def write(self, data: bytes) -> None:
         """Write framed bytes."""
-        if self.state != OPEN:
-            return
-        if self._out is not None:
+        if self.state == OPEN and self._out is not None:
             self._out.append(data)
-        elif self.transport is not None:
-            self.transport.write(data)
-
-    def queue(self, data: bytes) -> None:
-        """Queue framed bytes of which a part was sent directly."""
-        if self.state == OPEN and self.transport is not None:
-            self.transport.queue(data)
+        else:
+            super().write(data)
 
     def _flush(self) -> None:
         """Write what was held back while reading."""
@@ -173,19 +247,9 @@ class WritingSide(WebSocketServerProtocol):
             self.factory.metrics.count("closed_connections_total", reason=str(code))
             self.sendCloseFrame(code, reason.encode()[:123])
 
-    def drained(self) -> Deferred[None] | None:
-        """None while little waits to be written; else done when the queue is empty or the connection gone."""
-        self._flush()
-        if self.transport is None or self.transport.backlog < HIGH_WATER:
-            return None
-        if self._waiter is None:
-            self._waiter = Deferred()
-        return self._waiter
-
-    def _release_waiter(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.callback(None)
+    def _let_go(self) -> None:
+        self.transport.write(text_frame(codec.disconnect_frame("too_slow", True)) + control_frame(8, b"\x03\xe8"))
+        self._expect_the_end(self.closeHandshakeTimeout)
 
     def pause(self) -> None:
         """Stop reading."""
@@ -198,38 +262,3 @@ class WritingSide(WebSocketServerProtocol):
         if self.transport is not None and self.state == OPEN:
             self.reading = True
             self.transport.startReading()
-
-    # -- the transport's notices
-
-    def _show_slot(self) -> None:
-        """The slot changed: groups have to know."""
-        session = self.session
-        if session is not None and self.transport is not None:
-            slot = self.slot
-            for subscription in session.subscriptions.values():
-                for attachment in subscription.attachments:
-                    if attachment.group is not None:
-                        attachment.group.slow(attachment, slot)  # type: ignore[attr-defined]
-
-    def slow_changed(self, slow: bool) -> None:
-        """The backlog appeared or is gone."""
-        if self.factory.direct:
-            self._show_slot()
-        if slow:
-            self.factory.slow_connection(self)
-        else:
-            self._release_waiter()
-
-    def backlogged(self, size: int) -> None:
-        """*size* bytes more were queued for a slow reader: beyond the limit it is let go (P7).
-
-        What counts is what waited before, so that no single message, however large, makes a reader slow.
-        """
-        limit = self.factory.max_pending_size
-        if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
-            self.factory.metrics.count("disconnected_slow_clients_total")
-            self.transport.drop_queue()
-            self.state = CLOSING  # nothing else is written
-            self._show_slot()
-            self.transport.write(text_frame(codec.disconnect_frame("too_slow", True)) + control_frame(8, b"\x03\xe8"))
-            self._expect_the_end(self.closeHandshakeTimeout)

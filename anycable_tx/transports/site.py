@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import RESPONSES, HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
@@ -42,12 +42,14 @@ _log = Logger()
 class Route(Protocol):
     """What a routed resource may add to IResource; each attribute is optional.
 
-    ``max_body`` bounds its request bodies, in bytes: beyond, the answer is 413 and nothing is rendered.
+    ``max_body`` bounds its request bodies, in bytes: beyond, the answer is 413, or the status ``too_large``, and
+    nothing is rendered.
     ``reads_body(request)`` is asked once the header is there, with ``request.method`` and the headers set;
     with False the body is not kept and the resource sees an empty one.
     """
 
     max_body: int
+    too_large: int
 
     def reads_body(self, request: Request) -> bool: ...
 
@@ -194,6 +196,7 @@ class _Request(Request):
     defaultContentType = None
     _log = _TwistedsLog("twisted.web.server")
     max_body = DEFAULT_MAX_BODY
+    too_large = 413
     _counted = False
     _keeps_body = True
     _received = 0
@@ -204,6 +207,7 @@ class _Request(Request):
         self._counted = True
         sites._began()
         self.max_body = getattr(resource, "max_body", DEFAULT_MAX_BODY)
+        self.too_large = getattr(resource, "too_large", 413)
         reads_body = getattr(resource, "reads_body", None)
         self._keeps_body = reads_body is None or reads_body(self)
 
@@ -243,7 +247,10 @@ class _Channel(HTTPChannel):
 
     site: _RoutedSite
     transport: Any
+    #: What carries the connection, where it began as one that could have been a client's.
+    carrier: Any = None
     _log = _TwistedsLog("twisted.web.http")
+    _handed_over = False
     _idle = False
     _in_body = False
     _refused = False
@@ -295,7 +302,22 @@ class _Channel(HTTPChannel):
         else:
             super().allHeadersReceived()
 
+    def hand_over(self, successor: Any) -> Any:
+        """The request that is being rendered becomes *successor*'s, with the connection: answers its transport.
+
+        Nothing of it is counted here any more. Raises AssertionError where connections are HTTP from the start.
+        """
+        assert self.carrier is not None
+        self.requests[0]._uncount()
+        self.setTimeout(None)
+        self.site.sites._channels.discard(self)
+        self._handed_over = True
+        self.transport.unregisterProducer()
+        return self.carrier.hand_over(successor)
+
     def rawDataReceived(self, data: bytes) -> None:
+        if self._handed_over:
+            return
         if self._refused:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES:
@@ -322,17 +344,18 @@ class _Channel(HTTPChannel):
         _log.debug("request refused", attrs={"context": "http", "reason": reason, "peer": peer})
 
     def refuse_body(self) -> None:
-        """Answer 413 at once; nothing of the request is kept, and the connection ends."""
+        """Answer at once; nothing of the request is kept, and the connection ends."""
         if self._refused:
             return
         self._refused = True
         self._in_body = False
-        limit = self.requests[-1].max_body
+        limit, status = self.requests[-1].max_body, self.requests[-1].too_large
         text = b"the request body is larger than %d bytes, the most that is accepted here\n" % limit
         self._count_refusal("too_large")
         self.transport.write(
-            b"HTTP/1.1 413 Content Too Large\r\nServer: anycable-tx\r\nConnection: close\r\n"
-            b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+            b"HTTP/1.1 %d %s\r\nServer: anycable-tx\r\nConnection: close\r\n"
+            b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, RESPONSES[status], len(text), text)
         )
         self.setTimeout(LINGER_SECONDS)
 

@@ -16,16 +16,15 @@ from twisted.logger import Logger
 from anycable_tx.cable.admission import Arrival
 from anycable_tx.cable.commands import receive
 from anycable_tx.errors import BadCommand
-from anycable_tx.transports.frames import unmask
+from anycable_tx.transports.clients import PRECISIONS
+from anycable_tx.transports.frames import DEFLATE, unmask
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
 from anycable_tx.transports.outlet import CLOSED, CONNECTING, OPEN, WritingSide
 from anycable_tx.transports.plain import PlainTransport
 
-__all__ = ["PRECISIONS", "CableConnection"]
+__all__ = ["CableConnection"]
 
 _log = Logger()
-#: Nanoseconds per unit of ping timestamps.
-PRECISIONS = {"s": 1_000_000_000, "ms": 1_000_000, "ns": 1}
 
 
 class CableConnection(WritingSide):
@@ -115,7 +114,7 @@ class CableConnection(WritingSide):
         assert self._out is not None
         self._out.append(upgrade.response)
         if upgrade.deflate:
-            self.wire = "deflate"
+            self.wire = DEFLATE
             self._perMessageCompress = self.factory.decompressor()
         self._open(head, upgrade.token, extended=upgrade.extended)
         rest = data[end + 4 :]
@@ -135,13 +134,23 @@ class CableConnection(WritingSide):
         self._http = self.factory.http_channel(self)
         self._http.dataReceived(data)
 
+    def hand_over(self, successor: Any) -> Any:
+        """From now on the connection, which is plain HTTP, is *successor*'s; answers the transport it writes to."""
+        transport = self.transport
+        self.factory.connections += 1
+        if self.factory.direct:
+            self._http = self.transport = None
+            transport.protocol = successor
+            return transport
+        self._http = successor
+        return PlainTransport(transport.real, successor)
+
     def _open(self, head: Head, token: str, *, extended: bool) -> None:
         factory = self.factory
         factory.upgraded += 1
         parameters = head.parameters()
-        peer = self.transport.client[0] if factory.direct else factory.peer(self.transport.real)
         arrival = Arrival(
-            factory.envs.read(head, token, peer),
+            factory.envs.read(head, token, factory.peer(self.transport)),
             (head.headers.get("x-anycable-restore-sid") or parameters.get("sid", "")) if extended else "",
         )
         interval = factory.ping_interval

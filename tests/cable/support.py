@@ -37,6 +37,7 @@ from anycable_tx.providers import create, find
 from anycable_tx.pubsub.local import LocalPubSub
 from anycable_tx.testing.identifiers import identifier_of
 from anycable_tx.testing.sync import result_of
+from anycable_tx.transports.frames import PLAIN
 from anycable_tx.transports.groups import Flusher
 
 Frame = dict[str, Any]
@@ -286,7 +287,7 @@ class Client:
     text; ``late`` is what would have been written behind it.
     """
 
-    wire = "plain"
+    wire = PLAIN
 
     def __init__(self, world: World, *, stalled: bool = False) -> None:
         self.world = world
@@ -314,6 +315,8 @@ class Client:
     def send_all(self, payloads: list[bytes]) -> None:
         for payload in payloads:
             self.send(payload)
+
+    deliver = send_all
 
     def write(self, data: bytes) -> None:
         for payload in payloads(data):

@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from anycable_tx.metrics import Metrics
 from anycable_tx.transports.direct import SLOW, DirectFlusher, DirectGroup
+from anycable_tx.transports.frames import DEFLATE, PLAIN
 from anycable_tx.transports.groups import SLICE, Flusher
 from tests.transports.support import TurningClock, inflate
 
@@ -113,7 +114,7 @@ class World:
         self.clock = TurningClock()
         self.metrics = Metrics()
         self.flusher = kind(self.clock, self.metrics)
-        self.group = self.flusher.group("plain")
+        self.group = self.flusher.group(PLAIN)
 
     def members(self, count: int, group: Any = None) -> list[Member]:
         return [Member().join(self.group if group is None else group) for _ in range(count)]
@@ -175,7 +176,7 @@ def test_a_big_group_is_served_in_slices(world):
 
 def test_a_small_group_does_not_wait_for_a_big_one(world):
     world.members(SLICE * 4)
-    other = world.flusher.group("plain")
+    other = world.flusher.group(PLAIN)
     [member] = world.members(1, other)
     world.group.send(b"big")
     other.send(b"small")
@@ -304,7 +305,7 @@ def test_everything_can_be_let_go_at_once(world):
 
 
 def test_compressed_groups_send_frames_that_need_no_context(world):
-    group = world.flusher.group("deflate")
+    group = world.flusher.group(DEFLATE)
     [member] = world.members(1, group)
     group.send(b"a" * 100)
     world.rest()
@@ -357,7 +358,7 @@ def test_an_error_in_one_group_does_not_stop_the_others(world):
         write = send
 
     Member(Bad()).join(world.group)
-    other = world.flusher.group("plain")
+    other = world.flusher.group(PLAIN)
     [member] = world.members(1, other)
     world.group.send(b"a")
     other.send(b"b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anycable_tx.config.option import Option
 
-__all__ = ["CONTROLS", "GLOBAL", "LOGGING", "SERVER", "SHUTDOWN", "WEBSOCKET"]
+__all__ = ["CONTROLS", "EVENTS", "GLOBAL", "LOGGING", "SERVER", "SHUTDOWN", "WEBSOCKET"]
 
 #: What steers the loading itself. These are no settings: no file holds them and no Settings shows them.
 CONTROLS = (
@@ -204,6 +204,17 @@ WEBSOCKET = (
     Option("read_buffer_size", "int", 1024, key="ws.read_buffer_size", section="WebSocket", tag="G"),
     Option("write_buffer_size", "int", 1024, key="ws.write_buffer_size", section="WebSocket", tag="G"),
     Option("netpoll_enabled", "bool", True, section="WebSocket", tag="G", file=False),
+)
+
+EVENTS = (
+    Option("sse", "bool", False, "serve server-sent events", key="sse.enabled", section="Server-sent events"),
+    Option(
+        "sse_path",
+        default="/events",
+        help="path of server-sent events, on the main port",
+        key="sse.path",
+        section="Server-sent events",
+    ),
 )
 
 LOGGING = (

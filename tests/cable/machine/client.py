@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anycable_tx.cable.fanout import Wire as WireFormat
+from anycable_tx.transports.frames import PLAIN
 from tests.cable.machine.feed import Feed
 from tests.cable.machine.ledger import Message
 from tests.cable.machine.wire import Frame, Wire
@@ -34,7 +36,7 @@ class Client:
     """
 
     def __init__(
-        self, world: World, name: str, *, extended: bool, since: int = 0, compression: str = "plain"
+        self, world: World, name: str, *, extended: bool, since: int = 0, compression: WireFormat = PLAIN
     ) -> None:
         self.world = world
         self.name = name

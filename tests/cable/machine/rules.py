@@ -9,6 +9,7 @@ import orjson
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from anycable_tx.transports.frames import DEFLATE
 from tests.cable.machine.client import Client
 from tests.cable.machine.world import BARRIER, SESSIONS_TTL, TTL, World
 
@@ -35,7 +36,7 @@ class Delivery(RuleBasedStateMachine):
         now = int(self.world.clock.seconds())
         self.world.clients = [
             Client(self.world, "clock", extended=True, since=now),
-            Client(self.world, "no clock", extended=True, compression="deflate"),
+            Client(self.world, "no clock", extended=True, compression=DEFLATE),
             Client(self.world, "base", extended=False),
         ]
 

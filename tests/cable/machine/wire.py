@@ -144,6 +144,8 @@ class Wire:
         for payload in payloads:
             self.send(payload)
 
+    deliver = send_all
+
     def write(self, data: bytes) -> None:
         """WebSocket frames."""
         for payload in _payloads(data):
@@ -229,7 +231,7 @@ class Wire:
             return track.doubt  # there was nothing before that it could have lost
         return (track.proven if track.doubt is None else min(track.proven, track.doubt[0]), None)
 
-    def deliver(self, command: dict[str, Any]) -> None:
+    def arrive(self, command: dict[str, Any]) -> None:
         """A command reaches the server."""
         if not self.alive or self.closed:
             return

@@ -191,7 +191,7 @@ class World:
         """So many of the client's commands reach the server."""
         sent = False
         while count and wire.up:
-            wire.deliver(wire.up.popleft())
+            wire.arrive(wire.up.popleft())
             sent = True
             count -= 1
         return sent

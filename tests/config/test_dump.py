@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, given, reject
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -74,7 +74,10 @@ _OVERRIDES = st.fixed_dictionaries(
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(overrides=_OVERRIDES)
 def test_a_dump_with_secrets_loads_as_the_same_settings(tmp_path: Path, overrides: dict[str, Any]) -> None:
-    settings = defaults(**overrides)
+    try:
+        settings = defaults(**overrides)
+    except ConfigurationError:  # a preset's broker with a bus that is not its own
+        reject()
     again = _again(dump(settings, show_secrets=True), tmp_path)
     assert _values(again).items() >= _values(settings).items()
     assert again.presets == settings.presets

@@ -41,7 +41,8 @@ def test_without_the_package_nobody_knows_it(tmp_path: Path) -> None:
 def test_it_is_listed_and_its_option_is_in_the_help(installed: dict[str, str], tmp_path: Path) -> None:
     done = ended(*TWISTD, "-n", "anycable", *OPEN, "--broker=acne", cwd=tmp_path, env=installed)
     assert done.returncode == 1
-    assert done.stderr == "anycable: broker: there is no broker named 'acne'; found: acme, memory, nats, none, redis\n"
+    found = "acme, memory, nats, none, redis"
+    assert done.stderr == f"anycable: broker: there is no broker named 'acne'; found: {found}\n"
     help = ended(*TWISTD, "anycable", "--help", cwd=tmp_path, env=installed).stdout
     assert "--acme_label=" in help
     assert "shown when the server starts" in help

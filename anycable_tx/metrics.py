@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-__all__ = ["COUNTERS", "GAUGES", "Metrics"]
+__all__ = ["COUNTERS", "GAUGES", "MAX_REASONS", "OPTIONAL", "REASONED", "Metrics", "aged"]
 
-#: Name -> meaning. A name that is not declared here cannot be counted.
+#: Name -> meaning. A name that is not declared here cannot be counted. A meaning that ends in ``, by reason`` (or by
+#: whatever it is) declares that each count says which.
 COUNTERS: dict[str, str] = {
     "failed_auths_total": "authentications that were refused, by reason",
     "client_msg_total": "decoded messages received from clients",
@@ -24,6 +25,8 @@ COUNTERS: dict[str, str] = {
     "dead_entries_total": "entries of a Redis stream put aside because they cannot be published",
     "failed_bus_msg_total": "messages from the bus that could not be understood",
     "server_msg_total": "frames written to clients (pings and close frames excluded)",
+    "failed_server_msg_total": "connections lost or given up while frames waited for them",
+    "timeout_server_msg_total": "connections given up because they took nothing of what waited for them in time",
     "data_sent_total": "payload bytes written to clients",
     "data_rcvd_total": "payload bytes received from clients",
     "history_confirms_total": "history answers that were whole",
@@ -35,7 +38,7 @@ COUNTERS: dict[str, str] = {
     "barriers_expired_total": "history barriers that opened because the client did not ask in time",
     "gaps_total": "holes seen between two messages of a stream",
     "gaps_healed_total": "holes filled from the broker before anything was delivered",
-    "broadcast_gaps_unhealed_total": "holes that could not be filled; subscribers were told",
+    "broadcast_gaps_unhealed_total": "holes that could not be filled, so that subscribers were told, by reason",
     "transient_dropped_total": "transient messages dropped because a held subscription had too many waiting",
     "presence_refused_total": "presence requests that could not be honoured",
     "broker_errors_total": "broker operations that failed",
@@ -53,7 +56,7 @@ COUNTERS: dict[str, str] = {
     "nats_refused_messages_total": "messages not sent to NATS, by reason",
     "embedded_nats_restarts_total": "times the embedded NATS server ended by itself and was started again",
     "unannounced_messages_total": "messages that were stored but could not be handed to the bus",
-    "controller_errors_total": "controller calls that failed",
+    "controller_errors_total": "controller calls that failed, by what was asked",
     "rpc_call_total": "calls to the backend, repeated attempts not counted",
     "rpc_retries_total": "further attempts at a call to the backend",
     "rpc_error_total": "calls to the backend that failed or were answered with an error, by reason",
@@ -65,6 +68,7 @@ COUNTERS: dict[str, str] = {
     "refused_requests_total": "HTTP requests refused before their resource saw them, by reason",
     "closed_connections_total": "client connections closed, by reason",
     "sse_refusals_total": "requests for server-sent events that got none, by reason",
+    "statsd_errors_total": "packets to StatsD that could not be sent or were not taken, by reason",
 }
 
 #: Gauges are read when asked for: name -> meaning.
@@ -77,7 +81,20 @@ GAUGES: dict[str, str] = {
     "rpc_capacity_num": "calls the backend is given at a time, where that adapts to it",
     "sse_clients_num": "responses of server-sent events that are open",
     "disconnect_queue_size": "ends of sessions the backend has not been told of yet",
+    "mem_sys_bytes": "memory of the process",
+    "open_fds_num": "open file descriptors of the process",
+    "loop_delay_ms": "longest delay of the event loop lately, in milliseconds",
+    "cpu_percent": "use of the processor lately, in percent of one core",
 }
+
+#: The counters that are labelled.
+REASONED = frozenset(name for name, meaning in COUNTERS.items() if ", by " in meaning)
+
+#: The parts that a server may do without. Counters whose names begin with one are there once the part is.
+OPTIONAL = ("rpc", "redis", "nats", "embedded_nats", "sse", "statsd")
+
+#: A counter is labelled with at most so many reasons; further ones count as "other".
+MAX_REASONS = 100
 
 
 class Metrics:
@@ -86,6 +103,7 @@ class Metrics:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
         self._gauges: dict[str, Callable[[], int]] = {}
+        self._parts: set[str] = set()
 
     def count(self, name: str, amount: int = 1, reason: str = "") -> None:
         """Add *amount* to the counter *name*. Raises KeyError for a name that is not declared."""
@@ -94,7 +112,15 @@ class Metrics:
             self._counts[key] += amount
         except KeyError:
             COUNTERS[name]  # an undeclared name is a mistake in the code, found by its first use
-            self._counts[key] = amount
+            if sum(known == name for known, _ in self._counts) >= MAX_REASONS:
+                key = (name, "other")
+            self._counts[key] = self._counts.get(key, 0) + amount
+
+    def has(self, part: str) -> None:
+        """The server has *part*, one of OPTIONAL. Raises ValueError for another."""
+        if part not in OPTIONAL:
+            raise ValueError(f"there is no part {part!r}; known: {', '.join(OPTIONAL)}")
+        self._parts.add(part)
 
     def gauge(self, name: str, read: Callable[[], int]) -> None:
         """Let *read* supply the value of the gauge *name*. Raises KeyError for an undeclared name."""
@@ -107,9 +133,46 @@ class Metrics:
             return self._gauges[name]()
         return sum(n for (key, why), n in self._counts.items() if key == name and reason in (None, why))
 
+    def counters(self) -> dict[str, dict[str, int]]:
+        """The counters there are, in the order of their declaration: name -> reason -> total.
+
+        A counter without reasons has its total at '', from the beginning; one of an optional part is there once the
+        part is, or something was counted.
+        """
+        counted: dict[str, dict[str, int]] = {}
+        for (name, reason), value in self._counts.items():
+            reasons = counted.setdefault(name, {})
+            label = reason if name in REASONED else ""
+            reasons[label] = reasons.get(label, 0) + value
+        none: dict[str, int] = {}
+        absent = tuple(f"{part}_" for part in OPTIONAL if part not in self._parts)
+        return {
+            name: counted.get(name) or (none if name in REASONED else {"": 0})
+            for name in COUNTERS
+            if name in counted or not name.startswith(absent)
+        }
+
+    def gauges(self) -> dict[str, int]:
+        """The values now of the gauges there are, in the order of their declaration."""
+        return {name: self._gauges[name]() for name in GAUGES if name in self._gauges}
+
     def __iter__(self) -> Iterator[tuple[str, str, int]]:
         """All (name, reason, value) that were ever counted, and the gauges."""
         for (name, reason), value in sorted(self._counts.items()):
             yield name, reason, value
         for name, read in sorted(self._gauges.items()):
             yield name, "", read()
+
+
+def aged(read: Callable[[], int], age: float, seconds: Callable[[], float]) -> Callable[[], int]:
+    """*read*, for a gauge that takes work: asked anew when its last answer is *age* seconds old."""
+    last, answer = float("-inf"), 0
+
+    def found() -> int:
+        nonlocal last, answer
+        now = seconds()
+        if now - last >= age:
+            last, answer = now, read()
+        return answer
+
+    return found

@@ -28,7 +28,7 @@ from anycable_tx.cable.records import SessionRecord
 from anycable_tx.cable.replies import ConnectReply, RequestEnv, SessionView
 from anycable_tx.cable.session import Session
 from anycable_tx.interfaces import IController, INode
-from anycable_tx.metrics import Metrics
+from anycable_tx.metrics import Metrics, aged
 from anycable_tx.sessions import Sessions
 from anycable_tx.streams import NodeStreams
 
@@ -57,7 +57,12 @@ class Node(NodeStreams):
         self._audit = TailAudit(self)
         metrics.gauge("clients_num", self.sessions.__len__)
         metrics.gauge("clients_uniq_num", self.sessions.distinct)
-        metrics.gauge("broadcast_streams_num", lambda: sum(not s.idle for s in self.hub.streams.values()))
+        age: float = settings.get("stats_refresh_interval", 0)
+        metrics.gauge("broadcast_streams_num", aged(self._streams_in_use, age, reactor.seconds))
+        metrics.gauge("disconnect_queue_size", lambda: 0)  # until there is a backend that is told
+
+    def _streams_in_use(self) -> int:
+        return sum(not stream.idle for stream in self.hub.streams.values())
 
     async def start(self) -> None:
         """Begin to serve; the providers have started."""

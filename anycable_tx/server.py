@@ -19,6 +19,7 @@ from anycable_tx.cable.session import Session
 from anycable_tx.controllers.chain import Chain
 from anycable_tx.interfaces import IBroadcaster, IController, ProviderContext
 from anycable_tx.metrics import Metrics
+from anycable_tx.monitoring.monitor import Monitor
 from anycable_tx.node import Node
 from anycable_tx.providers import create, find
 from anycable_tx.transports.direct import DirectFlusher
@@ -52,6 +53,7 @@ class Server:
         self.flusher = (DirectFlusher if direct else Flusher)(reactor, self.metrics)
         self.node = Node(settings, reactor, self.metrics, self.flusher)
         self.sites = Sites(settings, reactor, self.metrics)
+        self.monitor = Monitor(settings, reactor, self.metrics, self.sites)
         self.controllers: list[IController] = []
         self.broadcasters: list[IBroadcaster] = []
         #: The NATS server that runs beside this one, if there is one.
@@ -124,6 +126,7 @@ class Server:
 
     async def _start_parts(self) -> None:
         node = self.node
+        await self._start(self.monitor)
         await self._start(node.controllers)
         # The last of them is the application, or its absence: it is named with the ways in.
         for controller in self.controllers[:-1]:
@@ -182,6 +185,7 @@ class Server:
                 self.log.info("Handle {what} requests at {url}", what=what, url=origin + path)
         if self.api is not None:
             self._announce(self.api.announcement, context="api")
+        self.monitor.announce()
 
     def _announce(self, text: str, **attrs: str) -> None:
         for line in text.splitlines():
@@ -240,6 +244,7 @@ class Server:
         await self._stop_part("broker", node.broker)
         await self._stop_part("pub/sub", node.pubsub)
         await self._stop_part("embedded NATS", self.embedded)
+        await self._stop_part("metrics", self.monitor)
 
     async def _stop_part(self, what: str, part: Any, until: float | None = None) -> None:
         if part in self._started:

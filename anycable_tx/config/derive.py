@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from anycable_tx.config.presets import CLOUD, apply_presets, exists
 from anycable_tx.config.secrets import API, BROADCAST, RPC, derive_key
 from anycable_tx.config.values import parse
 from anycable_tx.errors import ConfigurationError
+from anycable_tx.metrics import COUNTERS, GAUGES
 from anycable_tx.nats.place import client_url
 
 __all__ = ["derive"]
@@ -24,6 +26,10 @@ _SWITCHES = {"turbo_rails_key": "turbo_streams", "cable_ready_key": "cable_ready
 
 #: Brokers that nodes share, each of which hands messages on itself, over the bus of the same name.
 _SHARED = {"nats": "NATS", "redis": "Redis"}
+
+#: What Prometheus takes for the name of a label.
+_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]\s]+):(?P<port>[0-9]{1,5})", re.ASCII)
 
 #: The port of HTTP broadcasts that no key protects.
 OPEN_BROADCAST_PORT = 8090
@@ -42,6 +48,7 @@ def derive(draft: Draft) -> None:
         _paths,
         _secrets,
         _broadcast_port,
+        _metrics,
         _public_mode,
         _certificate,
         _backend,
@@ -120,7 +127,7 @@ def _logs(draft: Draft) -> None:
 
 
 def _paths(draft: Draft) -> None:
-    for name in ("health_path", "ready_path", "http_broadcast_path", "sse_path", "api_path"):
+    for name in ("health_path", "ready_path", "http_broadcast_path", "sse_path", "api_path", "metrics_http"):
         if draft[name].strip():
             draft.put(name, _slashed(draft, name, draft[name].strip()))
         else:
@@ -165,6 +172,27 @@ def _broadcast_port(draft: Draft) -> None:
     if draft["http_broadcast_port"] == 0:
         main = draft["broadcast_key"] or any(preset in CLOUD for preset in draft.presets)
         draft.put("http_broadcast_port", draft["port"] if main else OPEN_BROADCAST_PORT)
+
+
+def _metrics(draft: Draft) -> None:
+    draft.put("metrics_rotate_interval", draft["metrics_rotate_interval"] or 15)
+    if draft["metrics_http"]:
+        for name in draft["metrics_tags"]:
+            if not _LABEL.fullmatch(name) or name.startswith("__") or name == "reason":
+                raise draft.error(
+                    "metrics_tags",
+                    f"{name!r} cannot be a label for Prometheus; a name has letters, digits and _, does not begin "
+                    "with a digit or __, and is not reason",
+                )
+    if draft["statsd_host"]:
+        match = _HOST_AND_PORT.fullmatch(draft["statsd_host"])
+        if match is None or not 0 < int(match["port"]) < 65536:
+            raise draft.error(
+                "statsd_host", f"{draft['statsd_host']!r} is not accepted; expected host:port, such as localhost:8125"
+            )
+    unknown = [name for name in draft["metrics_log_filter"] if name not in COUNTERS and name not in GAUGES]
+    if unknown:
+        draft.notices.append(f"{draft.where('metrics_log_filter')}: there is no metric {', '.join(unknown)}")
 
 
 def _public_mode(draft: Draft) -> None:

@@ -44,6 +44,7 @@ class Client:
     log = Logger()
 
     def __init__(self, settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> None:
+        metrics.has("nats")
         self._reactor = reactor
         self._metrics = metrics
         self._upkeep = Upkeep(

@@ -41,6 +41,7 @@ class EmbeddedNats:
         self._settings = settings
         self._reactor = reactor
         self._metrics = metrics
+        metrics.has("embedded_nats")
         self._plan = Plan(settings)
         self._binary = find(settings["enats_binary"])
         if not self._binary:

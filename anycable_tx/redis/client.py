@@ -47,6 +47,7 @@ class Client:
 
     def __init__(self, settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> None:
         address = parse(settings)
+        metrics.has("redis")
         self._reactor = reactor
         self._keepalive: float = settings["redis_keepalive_interval"]
         self._clock = ServerClock(reactor)

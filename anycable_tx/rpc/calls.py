@@ -44,6 +44,7 @@ class Caller:
         *,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        metrics.has("rpc")
         self._transport = transport
         self._reactor = reactor
         self._metrics = metrics

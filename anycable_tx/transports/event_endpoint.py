@@ -52,6 +52,7 @@ class EventEndpoint(Resource):
         #: The responses that have begun and whose connections are there.
         self.open: set[EventStream] = set()
         self._clients = clients
+        clients.metrics.has("sse")
         clients.metrics.gauge("sse_clients_num", self.open.__len__)
 
     def reads_body(self, request: Request) -> bool:

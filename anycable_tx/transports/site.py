@@ -20,7 +20,7 @@ from twisted.web.server import Request, Site
 from anycable_tx.metrics import Metrics
 from anycable_tx.transports.paths import PathPatterns
 
-__all__ = ["TEXT", "Health", "NotFound", "Readiness", "Route", "Sites", "answer"]
+__all__ = ["TEXT", "Health", "Leaf", "NotFound", "Readiness", "Route", "Sites", "answer"]
 
 TEXT = b"text/plain; charset=utf-8"
 
@@ -64,7 +64,7 @@ def answer(request: Request, status: int, text: str = "") -> bytes:
     return b"" if request.method == b"HEAD" else body
 
 
-class _Leaf(Resource):
+class Leaf(Resource):
     """A resource without children and without a use for bodies; it answers every method alike."""
 
     isLeaf = True
@@ -73,7 +73,7 @@ class _Leaf(Resource):
         return False
 
 
-class NotFound(_Leaf):
+class NotFound(Leaf):
     """The answer for a path without a route."""
 
     def render(self, request: Request) -> bytes:
@@ -81,7 +81,7 @@ class NotFound(_Leaf):
         return answer(request, 404, "404 page not found")
 
 
-class Health(_Leaf):
+class Health(Leaf):
     """200 to every method, whatever the state of backends; 503 once *draining()*."""
 
     def __init__(self, draining: Callable[[], bool] = lambda: False) -> None:
@@ -91,7 +91,7 @@ class Health(_Leaf):
         return answer(request, 503, "draining") if self._draining() else answer(request, 200, "healthy")
 
 
-class Readiness(_Leaf):
+class Readiness(Leaf):
     """200 ``ready``, or 503 with a line for each reason that *reasons()* gives against it."""
 
     def __init__(self, reasons: Callable[[], list[str]]) -> None:

@@ -59,6 +59,8 @@ _NAMES = {
     "broadcast_adapter": st.sampled_from([[], ["http"]]),
     "controllers": st.lists(st.sampled_from(["jwt", "null"]), max_size=2),
     "path": st.just(["/a", "b"]),
+    "metrics_tags": st.dictionaries(st.sampled_from(["env", "b"]), st.text("xy:\\ ", max_size=3).map(str.strip)),
+    "statsd_host": st.sampled_from(["", "here:1", "[::1]:8125"]),
 }
 _OVERRIDES = st.fixed_dictionaries(
     {},
@@ -120,6 +122,7 @@ def test_a_dump_freezes_neither_defaults_nor_what_follows(load: Load) -> None:
     assert yaml.safe_load(text) == {
         "secret": "s",
         "server": {"port": 81, "ssl": None},
+        "metrics": {"statsd": None},
         "logging": {"debug": True, "level": "warn"},
         **dict.fromkeys(["rpc", "ws", "app", "disconnector", "jwt", "streams", "http_broadcast", "broker"]),
         **dict.fromkeys(["redis", "redis_pubsub", "redis_pubsub_broadcast", "redis_stream_broadcast"]),

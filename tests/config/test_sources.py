@@ -198,9 +198,8 @@ def _another(option: Option) -> Any:
     if option.choices:
         return option.choices[-1] if option.default == option.choices[0] else option.choices[0]
     number = 17 if option.maximum is None else min(17, option.maximum)
-    return {"int": number, "float": 7.5, "list": ["/x"], "str": "/x", "rules": [{"match": "a", "class": "b"}]}[
-        option.kind
-    ]
+    others = {"list": ["/x"], "map": {"a": "b"}, "str": "/x", "rules": [{"match": "a", "class": "b"}]}
+    return {"int": number, "float": 7.5, **others}[option.kind]
 
 
 @pytest.mark.statement("CO-10")
@@ -209,7 +208,7 @@ def test_every_key_takes_effect(load: Load, tmp_path: Path, name: str) -> None:
     option = load_schema()[name]
     value = _another(option)
     value = {"broker": "memory", "pubsub": "none", "broadcast_adapter": [], "controllers": ["null"]}.get(name, value)
-    value = {"presets": ["broker"], "ssl_cert": "pem", "ssl_key": "pem"}.get(name, value)
+    value = {"presets": ["broker"], "ssl_cert": "pem", "ssl_key": "pem", "statsd_host": "a:1"}.get(name, value)
     if name.endswith("_file"):
         value = "pem"
     (tmp_path / "pem").write_text("content")

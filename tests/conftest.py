@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from anycable_tx.testing.nats_servers import OLDEST, binary
+from anycable_tx.testing.processes import ProcessFailed
 from tests import conformance
 
 _WORST = ("failed", "skipped", "passed")
@@ -21,6 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch the run only when a report is wanted."""
     if config.getoption("--conformance"):
         config.pluginmanager.register(_Report(Path(config.getoption("--conformance"))), "conformance")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs the oldest NATS server, where the system has none."""
+    try:
+        binary(OLDEST)
+    except ProcessFailed as e:
+        for item in items:
+            if OLDEST in (item.callspec.params.values() if hasattr(item, "callspec") else ()):
+                item.add_marker(pytest.mark.skip(reason=str(e)))
 
 
 class _Report:

@@ -6,29 +6,26 @@ keeps the epoch: it refuses what is published for a log of another name, and say
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anycable_tx.brokers.nats_facts import BEGIN, NANOSECONDS, Facts, description, facts_of, skew
 from anycable_tx.cable.ids import new_epoch, new_sid
 from anycable_tx.cable.messages import Position
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.jetstream import Ack, JetStream, JetStreamError
 from anycable_tx.nats.names import Names
 
-__all__ = ["GONE", "OTHER_LOG", "Facts", "Kind", "Log", "Logs"]
+__all__ = ["GONE", "OTHER_LOG", "Kind", "Log", "Logs"]
 
 #: Messages are kept for so many times as long as they are served, for the sake of proofs.
 KEEP_FACTOR = 10
 #: Marks are left so many times within that.
 MARKS = 4
-#: The clocks of servers and nodes agree within so many seconds; where little is kept, within a twentieth of that.
-SKEW = 60.0
 #: So long a repeated attempt to publish is recognised where ids are not to be.
 LEAST_WINDOW = 10.0
 
@@ -39,12 +36,9 @@ _OVERLAP = 10065
 _TOO_FEW_SERVERS = (10005, 10074)
 #: So long it is waited for who knows all logs.
 _LOOKING = 2.0
-_NANOSECONDS = 1_000_000_000
 #: No stream of a client has this token.
 _MARK = "_"
 _SLOTS = 8
-#: In the description of a log: what was stored before it began is lost.
-_BEGIN = "begin"
 
 _log = Logger()
 
@@ -101,38 +95,6 @@ class Log:
         """Another node said that a stream, whose newest message is *last*, ends at *mark*."""
         self.marked(mark)
         self.previous = max(self.previous, min(last + 1, self.newest))
-
-
-class Facts(NamedTuple):
-    """What the leader of a log says of it. Times are in Unix seconds, -1 for never."""
-
-    first: int
-    last: int
-    created: float
-    keep: float
-    #: Of what was stored up to then nothing is known.
-    lost: float
-    #: Up to the time ``until`` so many messages of a stream were enough to displace one.
-    least: int
-    until: float
-    config: dict[str, Any]
-
-    def grown_too_old(self, now: float) -> float:
-        """What was stored up to then may have grown too old; -1 when there is nothing that old."""
-        before = now - self.keep + _skew(self.keep)
-        return before if self.created < before else -1.0
-
-    def unknown(self, now: float) -> float:
-        """The newest time of which nobody knows *now* what was stored then."""
-        return max(self.lost, self.grown_too_old(now))
-
-    def knows_all(self, now: float) -> bool:
-        """Is all that was ever stored in it still there, but for what made room for newer messages?"""
-        return self.first <= 1 or (self.lost <= self.created and self.grown_too_old(now) < 0)
-
-    def with_description(self, **changes: Any) -> str:
-        """What the log is to say of itself with some of it changed."""
-        return _description(**{"lost": self.lost, "least": self.least, "until": self.until, **changes})
 
 
 class Logs:
@@ -232,7 +194,7 @@ class Logs:
 
     async def facts(self, log: Log) -> Facts:
         """What is true of it now, by the word of its leader."""
-        return _facts(await self._js.api(f"STREAM.INFO.{log.name}"))
+        return facts_of(await self._js.api(f"STREAM.INFO.{log.name}"))
 
     async def stored(self, log: Log, ack: Ack, highest: int) -> bool:
         """Is what was acknowledged, and sent when *highest* had been seen, at an offset of its own?
@@ -248,11 +210,7 @@ class Logs:
             offset=ack.offset,
             attrs={"context": "broker"},
         )
-        try:
-            await self._js.api(f"STREAM.DELETE.{log.name}")
-        except JetStreamError as e:
-            if e.err_code != GONE:
-                raise
+        await self._delete(log.name)
         await self.look(log.kind.name)
         return False
 
@@ -268,7 +226,9 @@ class Logs:
             ours = sorted(name for name in found if self._names.epoch_of(kind.name, name))
             if found and not ours:
                 raise BrokerUnavailable(f"JetStream: {subject} belongs to the stream {found[0]}, which is not ours")
-            if known is not None and known.name in ours:
+            if len(ours) > 1:
+                await self._keep_one(ours)
+            if known is not None and known.name in ours[:1]:
                 return
             if ours:
                 await self._adopt(kind, ours[0], known)
@@ -289,7 +249,7 @@ class Logs:
             "allow_direct": True,
             "deny_delete": True,
             "deny_purge": True,
-            "description": _description(lost=_BEGIN if lost else -1.0),
+            "description": description(lost=BEGIN if lost else -1.0),
             **self._wanted(kind),
         }
         for replicas in dict.fromkeys((self._replicas, 1)):
@@ -302,14 +262,34 @@ class Logs:
                 if e.err_code not in _TOO_FEW_SERVERS or replicas == 1:
                     raise
 
+    async def _keep_one(self, names: list[str]) -> None:
+        """A single server that two nodes ask at once may make two logs of a class: all nodes keep the same one."""
+        first, *others = names
+        await self._js.api(f"STREAM.INFO.{first}")
+        for name in others:
+            _log.warn(
+                "JetStream made two logs of one class: {log} is removed, {first} stays",
+                log=name,
+                first=first,
+                attrs={"context": "broker"},
+            )
+            await self._delete(name)
+
+    async def _delete(self, name: str) -> None:
+        try:
+            await self._js.api(f"STREAM.DELETE.{name}")
+        except JetStreamError as e:
+            if e.err_code != GONE:
+                raise
+
     def _wanted(self, kind: Kind) -> dict[str, Any]:
         """The part of the configuration that follows this node's."""
         return {
             "subjects": [self._names.all_stored(kind.name)],
             "republish": {"src": self._names.all_stored(kind.name), "dest": self._names.all_live(kind.name)},
             "max_msgs_per_subject": kind.limit + 1,
-            "max_age": round(kind.keep * _NANOSECONDS),
-            "duplicate_window": round(kind.window * _NANOSECONDS),
+            "max_age": round(kind.keep * NANOSECONDS),
+            "duplicate_window": round(kind.window * NANOSECONDS),
         }
 
     async def _adopt(self, kind: Kind, name: str, known: Log | None) -> None:
@@ -337,23 +317,23 @@ class Logs:
         if all(config.get(key) == value for key, value in wanted.items()):
             return facts
         changes: dict[str, Any] = {}
-        now, skew = self._now(), _skew(facts.keep)
+        now = self._now()
         if wanted.get("max_msgs_per_subject", 0) > config["max_msgs_per_subject"]:
             changes["least"] = min(config["max_msgs_per_subject"], facts.least or config["max_msgs_per_subject"])
-            changes["until"] = now + skew
+            changes["until"] = now + skew(facts.keep)
         if wanted.get("max_age", 0) > config["max_age"]:
             changes["lost"] = max(facts.lost, facts.grown_too_old(now))
         if changes:
             wanted["description"] = facts.with_description(**changes)
         try:
-            return _facts(await self._js.api(f"STREAM.UPDATE.{log.name}", {**config, **wanted}))
+            return facts_of(await self._js.api(f"STREAM.UPDATE.{log.name}", {**config, **wanted}))
         except JetStreamError as e:
             if e.err_code not in _TOO_FEW_SERVERS:
                 raise
         wanted["num_replicas"] = config["num_replicas"]
         if all(config.get(key) == value for key, value in wanted.items()):
             return facts
-        return _facts(await self._js.api(f"STREAM.UPDATE.{log.name}", {**config, **wanted}))
+        return facts_of(await self._js.api(f"STREAM.UPDATE.{log.name}", {**config, **wanted}))
 
     async def _mark(self, log: Log, facts: Facts) -> None:
         """Leave a mark, if something was stored since the newest one and that is old enough."""
@@ -383,30 +363,3 @@ class Logs:
 
 def _unavailable(failure: Failure) -> None:
     failure.trap(BrokerUnavailable)  # type: ignore[no-untyped-call]
-
-
-def _skew(keep: float) -> float:
-    return min(SKEW, keep / 20)
-
-
-def _description(lost: float | str = -1.0, least: int = 0, until: float = -1.0) -> str:
-    return "anycable-tx " + json.dumps({"lost": lost, "least": least, "until": until})
-
-
-def _facts(answer: dict[str, Any]) -> Facts:
-    config, state = answer["config"], answer["state"]
-    created = datetime.fromisoformat(answer["created"]).timestamp()
-    try:
-        said = json.loads(config["description"].partition(" ")[2])
-        lost = created if said["lost"] == _BEGIN else float(said["lost"])
-        known = (lost, int(said["least"]), float(said["until"]))
-    except (KeyError, TypeError, ValueError):  # an operator's own words: nothing before now is known
-        known = (float("inf"), 1, float("inf"))
-    return Facts(
-        state["first_seq"],
-        state["last_seq"],
-        created,
-        config["max_age"] / _NANOSECONDS,
-        *known,
-        config,
-    )

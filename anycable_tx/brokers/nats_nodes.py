@@ -143,11 +143,21 @@ class Nodes:
         for name, entry in entries.items():
             other = self._others.get(name)
             if other is None or other.revision != entry.revision:
-                value = orjson.loads(entry.value)
-                self._strangers.pop(name, None)
-                self._others[name] = _Other(entry.revision, value["since"], now, left="left" in value)
+                heard = _heard(entry, now)
+                if heard is not None:
+                    self._strangers.pop(name, None)
+                    self._others[name] = heard
             elif not (steady or other.left):
                 other.heard = now
+
+
+def _heard(entry: Entry, now: float) -> _Other | None:
+    """A node as its key says; None for a key that is no node's."""
+    try:
+        value = orjson.loads(entry.value)
+        return _Other(entry.revision, float(value["since"]), now, left="left" in value)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 class Rounds:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from anycable_tx.brokers.nats_members import Members, canonical
 from anycable_tx.brokers.nats_nodes import LEASE, Nodes, Rounds
 from anycable_tx.brokers.nats_sessions import SID
 from anycable_tx.cable.ids import new_epoch
@@ -15,7 +16,6 @@ from anycable_tx.cable.messages import Member
 from anycable_tx.errors import BrokerUnavailable, PresenceRefused
 from anycable_tx.nats.bucket import Bucket, Conflict, Entry
 from anycable_tx.nats.turns import Agenda, Turns, each, for_a_while
-from anycable_tx.tokens import token
 
 __all__ = ["Presence"]
 
@@ -26,20 +26,10 @@ class _Place(NamedTuple):
     *deadline* in milliseconds at the servers, 0 while it is connected to *node*. *teller*: the node that ends it.
     """
 
-    node: str
-    life: str
-    streams: dict[str, str]
+    node: str = ""
+    life: str = ""
+    streams: dict[str, str] = {}
     deadline: int = 0
-    teller: str = ""
-
-
-class _Present(NamedTuple):
-    """A member's key: the lives of its sessions by their sids. Without one, *teller* tells that it left."""
-
-    stream: str
-    id: str
-    info: Any
-    sids: dict[str, str]
     teller: str = ""
 
 
@@ -58,11 +48,8 @@ class _Own:
 class Presence:
     """Who is present on which stream; a session whose connection or node ended stays for *ttl* seconds.
 
-    A member is one key, ``<stream>.<id>`` with their tokens, and every change of it expects the revision it was made
-    from: whoever writes the first session there tells that it came, whoever writes the last one out tells that it
-    left; the key is removed in the sweep after that, and if that node is gone before, another one tells. A session
-    has a key too, its sid, written before it joins and removed after it left: so whoever takes over from it, or from
-    its node, knows where it is.
+    Who is a member is seen in ``Members``. A session has a key too, its sid, written before it joins and removed
+    after it left: so whoever takes over from it, or from its node, knows where it is.
 
     *tell* is called with stream and id of those whose time is over; *came* with stream, id and info of those that are
     there again after others told that they left. What cannot be stored now is done as soon as it can be.
@@ -83,6 +70,7 @@ class Presence:
         self._ttl = ttl
         self._tell = tell
         self._came = came
+        self._members = Members(bucket, nodes, reactor, tell)
         self._turns = Turns()
         self._rounds = Rounds(bucket, nodes, reactor, self._look)
         self._own: dict[str, _Own] = {}
@@ -91,8 +79,6 @@ class Presence:
         self._leaving: set[tuple[str, str]] = set()  # sid and stream
         self._unsure: set[tuple[str, str]] = set()  # sid and stream: it may have joined, and nobody was told
         self._again: dict[str, bool] = {}  # sessions to join again -> whether that is to be told
-        self._told: dict[str, int] = {}  # keys of members that left -> revision, to be removed
-        self._untold: set[str] = set()  # keys of members that left, whose teller is gone
         nodes.returned.append(self._returned)
         bucket.lost.append(self.rejoin)
 
@@ -105,7 +91,7 @@ class Presence:
         """
         if not SID.fullmatch(sid):
             raise PresenceRefused(f"{sid[:100]!r} is no session of this server")
-        text = orjson.dumps(info, option=orjson.OPT_SORT_KEYS)
+        text = canonical(info)
         async with self._turns.of(sid):
             own = self._own.get(sid) or _Own()
             there = own.streams.get(stream)
@@ -120,7 +106,8 @@ class Presence:
                     self._agenda.drop(sid)
                 own.streams[stream] = (id, text)
                 self._late.discard(sid)
-                changed = await self._add(stream, id, sid, own.life, text, new=there is None)
+                untold = (sid, stream) in self._unsure
+                changed = await self._members.add(stream, id, sid, own.life, text, new=there is None, untold=untold)
             except BrokerUnavailable:
                 self._unsure.add((sid, stream))
                 self._late.add(sid)
@@ -176,9 +163,7 @@ class Presence:
 
     async def members(self, stream: str) -> list[Member]:
         """Who is present on *stream*, in no order."""
-        entries = await self._bucket.entries(f"{token(stream)}.*")
-        found = map(_present, entries.values())
-        return [Member(present.id, present.info) for present in found if present.sids]
+        return await self._members.on(stream)
 
     async def sweep(self) -> None:
         """Tell who is gone; do what could not be done before. To be called every second."""
@@ -187,9 +172,9 @@ class Presence:
         await each(for_a_while(reactor, list(self._again)), self._rejoin)
         await each(for_a_while(reactor, list(self._late)), self._catch_up_in_turn)
         await each(for_a_while(reactor, list(self._leaving)), self._leave_late)
-        await each(for_a_while(reactor, list(self._told)), self._confirm)
+        await self._members.confirm()
         await self._rounds.go()
-        await each(for_a_while(reactor, list(self._untold)), self._tell_again)
+        await self._members.tell_again()
         await each(for_a_while(reactor, self._agenda.due()), self._end)
 
     async def stop(self) -> None:
@@ -197,7 +182,7 @@ class Presence:
         with suppress(BrokerUnavailable):
             await each(list(self._late), self._catch_up_in_turn)
             await each(list(self._leaving), self._leave_late)
-            await each(list(self._told), self._confirm)
+            await self._members.confirm()
 
     def rejoin(self) -> None:
         """The members were lost: with the next sweeps all that are connected here join again, and nobody is told."""
@@ -208,79 +193,6 @@ class Presence:
     def doubt(self) -> None:
         """NATS was away, or is another one."""
         self._bucket.doubt()
-
-    # -- keys of members
-
-    async def _add(self, stream: str, id: str, sid: str, life: str, text: bytes, *, new: bool) -> bool:
-        """Write a session in; True when the list of members is another one, and that is this node's to tell."""
-        key = _key(stream, id)
-        entry = None if new else await self._bucket.get(key)
-        while True:
-            present = None if entry is None else _present(entry)
-            info = orjson.Fragment(text)
-            if entry is None or present is None or not present.sids:
-                changed = True
-                present = _Present(stream, id, info, {sid: life})
-            else:
-                changed = orjson.dumps(present.info, option=orjson.OPT_SORT_KEYS) != text
-                if not changed and present.sids.get(sid) == life:
-                    return (sid, stream) in self._unsure and len(present.sids) == 1
-                present = present._replace(info=info, sids={**present.sids, sid: life})
-            try:
-                await self._bucket.put(key, _dump(present), expected=entry.revision if entry else 0)
-            except Conflict as e:
-                entry = e.entry
-                continue
-            self._told.pop(key, None)
-            return changed
-
-    async def _remove(self, stream: str, id: str, sid: str, life: str) -> bool:
-        """Write a session out; True when it was the last one, and this node tells that."""
-        key = _key(stream, id)
-        entry = await self._bucket.get(key)
-        while entry is not None:
-            present = _present(entry)
-            begun = present.teller == self._nodes.node and key not in self._told  # the answer to that was lost
-            if present.sids.get(sid) != life and not begun:
-                return False
-            sids = {one: each_life for one, each_life in present.sids.items() if one != sid}
-            present = present._replace(sids=sids, teller="" if sids else self._nodes.node)
-            try:
-                revision = await self._bucket.put(key, _dump(present), expected=entry.revision)
-            except Conflict as e:
-                entry = e.entry
-                continue
-            if sids:
-                return False
-            self._check_holds()
-            self._told[key] = revision
-            return True
-        return False
-
-    async def _swap(self, stream: str, id: str, sid: str, life: str, heir: str, own: _Own) -> bytes | None:
-        """Write *heir* in for *sid*; answers the info, or None when *sid* is not there any more."""
-        key = _key(stream, id)
-        entry = await self._bucket.get(key)
-        while entry is not None:
-            present = _present(entry)
-            if present.sids.get(sid) != life:
-                done = present.sids.get(heir) == own.life
-                return orjson.dumps(present.info, option=orjson.OPT_SORT_KEYS) if done else None
-            sids = {one: each_life for one, each_life in present.sids.items() if one != sid}
-            try:
-                await self._bucket.put(
-                    key, _dump(present._replace(sids={**sids, heir: own.life})), expected=entry.revision
-                )
-            except Conflict as e:
-                entry = e.entry
-                continue
-            return orjson.dumps(present.info, option=orjson.OPT_SORT_KEYS)
-        return None
-
-    def _check_holds(self) -> None:
-        """Others may take this node to be gone, and tell: what it wrote it is to write anew, after the next beat."""
-        if not self._nodes.holds():
-            raise BrokerUnavailable("this node was not heard of for too long")
 
     # -- keys of sessions
 
@@ -313,7 +225,7 @@ class Presence:
     async def _finish(self, sid: str, place: _Place, revision: int) -> None:
         """Write the session out everywhere, and tell who is gone with it."""
         for stream, id in place.streams.items():
-            if await self._remove(stream, id, sid, place.life) and (sid, stream) not in self._unsure:
+            if await self._members.remove(stream, id, sid, place.life) and (sid, stream) not in self._unsure:
                 self._tell(stream, id)
         await self._bucket.remove(revision)
 
@@ -323,9 +235,7 @@ class Presence:
         own.life, own.revision, own.deadline = place.life, revision, 0
         for stream, id in place.streams.items():
             if stream not in own.streams:
-                entry = await self._bucket.get(_key(stream, id))
-                info = None if entry is None else _present(entry).info
-                own.streams[stream] = (id, orjson.dumps(info, option=orjson.OPT_SORT_KEYS))
+                own.streams[stream] = (id, await self._members.info(stream, id))
         await self._write(sid, own)
         self._own[sid] = own
         self._agenda.drop(sid)
@@ -349,7 +259,7 @@ class Presence:
         self._agenda.drop(heir)
         moved = {}
         for stream, id in wanted.items():
-            info = await self._swap(stream, id, sid, place.life, heir, own)
+            info = await self._members.swap(stream, id, sid, place.life, heir, own.life)
             if info is not None:
                 own.streams[stream] = (id, info)
                 moved[stream] = id
@@ -366,7 +276,7 @@ class Presence:
         if own is None or stream not in own.streams:
             return None
         id, _ = own.streams[stream]
-        last = await self._remove(stream, id, sid, own.life)
+        last = await self._members.remove(stream, id, sid, own.life)
         del own.streams[stream]
         told = (sid, stream) not in self._unsure
         self._unsure.discard((sid, stream))
@@ -411,9 +321,7 @@ class Presence:
     async def _look(self, key: str, entry: Entry, at_leisure: bool) -> None:
         """What a round finds: sessions of nodes that are gone, and members whose leaving they did not tell."""
         if "." in key:
-            present = _present(entry)
-            if not present.sids and self._nodes.is_gone(present.teller):
-                self._untold.add(key)
+            self._members.look(key, entry)
         elif key not in self._agenda:
             left = self._left(_place(entry))
             if left is not None:
@@ -458,28 +366,6 @@ class Presence:
         if id is not None:
             self._tell(stream, id)
 
-    async def _confirm(self, key: str) -> None:
-        revision = self._told.get(key)
-        if revision is not None:
-            await self._bucket.remove(revision)
-            if self._told.get(key) == revision:
-                del self._told[key]
-
-    async def _tell_again(self, key: str) -> None:
-        entry = await self._bucket.get(key)
-        present = None if entry is None else _present(entry)
-        if entry is not None and present is not None and not present.sids and self._nodes.is_gone(present.teller):
-            present = present._replace(teller=self._nodes.node)
-            try:
-                revision = await self._bucket.put(key, _dump(present), expected=entry.revision)
-            except Conflict:
-                revision = 0
-            if revision:
-                self._check_holds()
-                self._told[key] = revision
-                self._tell(present.stream, present.id)
-        self._untold.discard(key)
-
     async def _rejoin(self, sid: str) -> None:
         """A connected session is present where it was, whatever became of that meanwhile."""
         async with self._turns.of(sid):
@@ -487,7 +373,9 @@ class Presence:
             if own is not None and not own.deadline and own.streams:
                 await self._write(sid, own)
                 for stream, (id, text) in own.streams.items():
-                    if await self._add(stream, id, sid, own.life, text, new=False) and self._again[sid]:
+                    untold = (sid, stream) in self._unsure
+                    changed = await self._members.add(stream, id, sid, own.life, text, untold=untold)
+                    if changed and self._again[sid]:
                         self._came(stream, id, orjson.loads(text))
             self._again.pop(sid, None)
 
@@ -505,17 +393,14 @@ class Presence:
         self._late.discard(sid)
 
 
-def _key(stream: str, id: str) -> str:
-    return f"{token(stream)}.{token(id)}"
-
-
-def _dump(value: _Place | _Present) -> bytes:
-    return orjson.dumps({name: part for name, part in value._asdict().items() if part or name in ("sids", "info")})
+def _dump(place: _Place) -> bytes:
+    return orjson.dumps({name: part for name, part in place._asdict().items() if part})
 
 
 def _place(entry: Entry) -> _Place:
-    return _Place(**{"streams": {}, **orjson.loads(entry.value)})
-
-
-def _present(entry: Entry) -> _Present:
-    return _Present(**{"stream": "", "id": "", **orjson.loads(entry.value)})
+    """What is in a key; a session of no node that is present nowhere, where nobody here wrote it."""
+    try:
+        said = orjson.loads(entry.value)
+        return _Place(**{name: said[name] for name in _Place._fields if name in said})
+    except (TypeError, ValueError):
+        return _Place()

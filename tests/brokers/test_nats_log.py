@@ -113,12 +113,18 @@ def test_a_log_is_configured_so_that_it_only_forgets_the_oldest(nodes: Brokers, 
     assert found["republish"] == {"src": nodes.names.all_stored("default"), "dest": nodes.names.all_live("default")}
 
 
-def test_nodes_that_start_at_once_make_one_log(nodes: Brokers, server: NatsServer) -> None:
-    made = [nodes.make(start=False) for _ in range(4)]
-    nodes.run(gatherResults([Deferred.fromCoroutine(each.broker.start()) for each in made]))
-    assert len(logs(nodes, server)) == 1
-    assert len({tail(nodes, each).epoch for each in made}) == 1
-    assert all(each.node.bus == [] for each in made)
+def test_nodes_that_start_at_once_share_one_log(server: NatsServer) -> None:
+    # A single server of today may make two logs when it is asked twice at once.
+    for _ in range(8):
+        with brokers(server.url) as nodes:
+            made = [nodes.make(start=False) for _ in range(5)]
+            nodes.run(gatherResults([Deferred.fromCoroutine(each.broker.start()) for each in made]))
+            receipts = [publish(nodes, each) for each in made]
+            assert len(logs(nodes, server)) == 1
+            assert len({receipt.epoch for receipt in receipts}) == 1
+            offsets = [receipt.offset for receipt in receipts]
+            assert offsets == sorted(set(offsets))
+            assert len(texts(nodes, made[0], None, since=int(time()) - 60)) == len(made)
 
 
 @pytest.mark.statement("BR-63")

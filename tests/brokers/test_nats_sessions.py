@@ -566,3 +566,26 @@ async def _nothing(*args: Any) -> None:
 
 async def _unavailable(*args: Any) -> None:
     raise NatsUnavailable("no answer")
+
+
+# -- what others do
+
+
+@pytest.mark.parametrize("value", [b"", b"mine", b"[1]", b'{"further":1}'])
+def test_what_nobody_here_wrote_into_the_buckets_stops_nothing(
+    bench: Brokers, server: NatsServer, pair: tuple[Made, Made], value: bytes
+) -> None:
+    one, other = pair
+    headers = b"NATS/1.0\r\nAc-Meta: " + value + b"\r\n\r\n"
+    for bucket in ("sessions", "presence", "nodes"):
+        for key in ("mine", "bY2hhdA.bYQ", "x.y.z"):
+            server.publish(f"$KV.{bench.names.bucket(bucket)}.{key}", value, headers)
+    bench.run(one.broker.join("chat", "s", "a", None))
+    assert [member.id for member in bench.run(other.broker.members("chat"))] == ["a"]
+    save(bench, one, "mine")
+    save(bench, one, "s")
+    bench.kill(one)
+    bench.advance(LEASE + 40)
+    assert sorted(sid for sid, _ in ended(other)) == ["mine", "s"]
+    assert other.node.expired == [("chat", "a")]
+    assert other.broker.problem() == ""

@@ -1,68 +1,92 @@
-"""What the nodes of a cluster run share when that is NATS, embedded in each of them, and what can happen to it."""
+"""What the nodes of a cluster run share when that is NATS: three servers, and what can happen to these."""
 
 from __future__ import annotations
 
-import http.client
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from tempfile import TemporaryDirectory
 
-from anycable_tx.testing.processes import HOST, ProcessFailed, Server, free_port
+from anycable_tx.testing.nats_servers import NatsCluster
+from anycable_tx.testing.processes import ProcessFailed, Server, wait_for
 
 __all__ = ["NatsStore"]
 
+#: A stalled server answers nothing for so many seconds, and a killed one is away for so many.
+_STALL, _AWAY = 15.0, 5.0
+_LOG = "AC_H_default_"
+
 
 class NatsStore:
-    """A NATS server in each node, of one cluster; what they keep outlives the nodes."""
+    """Three servers with JetStream, each of which keeps everything. Nothing that happens here begins a new epoch."""
 
     restarts: frozenset[str] = frozenset()
-    times: dict[str, tuple[float, ...]] = {"rolling": (0.15,), "node": (0.8,)}
-    ready_within = 60.0
+    times: dict[str, tuple[float, ...]] = {
+        "rolling": (0.08, 0.3), "leader": (0.5,), "stall": (0.62,), "node": (0.55, 0.8),
+    }  # fmt: skip
+    ready_within = 30.0
 
     def __init__(self, kind: str, faults: frozenset[str], stack: ExitStack) -> None:
-        self._directory = stack.enter_context(TemporaryDirectory(prefix="anycable-nats-"))
-        self._ports: list[tuple[int, int]] = []
+        self._cluster = stack.enter_context(NatsCluster())
+        self._options = (
+            "--broker=nats", "--broadcast_adapter=http", f"--nats_servers={self._cluster.url}",
+            "--nats_ping_interval=2",
+        )  # fmt: skip
 
     def options(self, number: int) -> tuple[str, ...]:
         """Those of node *number*."""
-        while len(self._ports) < max(number + 1, 3):
-            self._ports.append((free_port(), free_port()))
-        client, cluster = self._ports[number]
-        routes = ",".join(f"nats://{HOST}:{port}" for _, port in self._ports if port != cluster)
-        return (
-            "--embed_nats", "--presets=broker", "--broadcast_adapter=http",
-            f"--enats_addr=nats://{HOST}:{client}", f"--enats_cluster=nats://{HOST}:{cluster}",
-            f"--enats_cluster_routes={routes}", f"--enats_server_name=node-{number}",
-            f"--enats_store_dir={self._directory}/node-{number}",
-        )  # fmt: skip
+        return self._options
 
     def fault(self, what: str, nodes: list[Server]) -> None:
-        """Stop each node and start it again, one after the other."""
-        for node in nodes:
-            if node.restart() != 0:
-                raise ProcessFailed(f"a node did not end well:\n{node.log[-3000:]}")
-            wait_until_ready(node, self.ready_within)
+        """Do *what* to it: restart one server after the other, kill the leader of the log, or let it stall."""
+        faults: dict[str, Callable[[], None]] = {"rolling": self._roll, "leader": self._kill, "stall": self._stall}
+        faults[what]()
 
     def add(self, id: str, stream: str) -> bool | None:
         """None: there is no other way than HTTP."""
         return None
 
+    def _roll(self) -> None:
+        for server in self._cluster.servers:
+            server.stop()
+            server.start(30)
+            self._recover()
 
-def wait_until_ready(node: Server, within: float) -> None:
-    """Done when the node can do its work. Raises ProcessFailed."""
-    deadline = time.monotonic() + within
-    while True:
-        connection = http.client.HTTPConnection(HOST, node.port, timeout=5)
+    def _kill(self) -> None:
+        leader = self._cluster.leader(self._log())
+        leader.kill()
+        time.sleep(_AWAY)
+        leader.start(30)
+        self._recover()
+
+    def _stall(self) -> None:
+        leader = self._cluster.leader(self._log())
+        leader.stall()
         try:
-            connection.request("GET", "/ready")
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            if answer.status == 200:
-                return
-        except (OSError, http.client.HTTPException) as e:
-            text = str(e)
+            time.sleep(_STALL)
         finally:
-            connection.close()
-        if time.monotonic() > deadline:
-            raise ProcessFailed(f"a node is not ready: {text}\n{node.log[-3000:]}")
-        time.sleep(0.1)
+            leader.resume()
+        self._recover()
+
+    def _log(self) -> str:
+        (name,) = (name for name in self._streams() if name.startswith(_LOG))
+        return name
+
+    def _streams(self) -> dict[str, dict[str, object]]:
+        """All streams of JetStream, and what their leaders say of them."""
+        answer = self._cluster.ask_api("STREAM.LIST")
+        return {stream["config"]["name"]: stream for stream in answer.get("streams") or []}
+
+    def _recover(self) -> None:
+        """Wait, as whoever operates it has to, until every server has everything."""
+
+        def whole() -> bool:
+            try:
+                found = [stream.get("cluster") for stream in self._streams().values()]
+            except ProcessFailed:
+                return False
+            replicas = [each["replicas"] for each in found if isinstance(each, dict) and each.get("leader")]
+            return len(replicas) == len(found) > 0 and all(
+                each["current"] and not each.get("offline") for one in replicas for each in one
+            )
+
+        wait_for(whole, "all replicas of all streams", 60)

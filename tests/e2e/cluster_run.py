@@ -2,8 +2,8 @@
 
 ``python -m tests.e2e.cluster_run --nodes 3 --clients 300 --seconds 120 --rate 200 --faults all`` prints the report,
 and exits with 1 when anything was lost, repeated, misordered, leaked, or refused without a reason. Publications go to
-the nodes over HTTP and, where they share a Redis, to that by XADD, in turn. With ``--broker nats`` each node has a
-NATS server of its own.
+the nodes over HTTP and, where they share a Redis, to that by XADD, in turn. With ``--broker nats`` they share three
+NATS servers, and with ``--broker embedded`` each node has one of its own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any, Protocol
 
 from anycable_tx.testing.checker import EventLog, Report
 from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher, Server
-from tests.e2e.cluster_nats import NatsStore, wait_until_ready
+from tests.e2e.cluster_embedded import EmbeddedStore
+from tests.e2e.cluster_nats import NatsStore
 from tests.e2e.cluster_redis import RedisStore
 from tests.e2e.crowd import at_rest, connect, cut
+from tests.e2e.readiness import wait_until_ready
 
 __all__ = ["STORES", "Plan", "clean", "run"]
 
@@ -51,7 +53,12 @@ class Store(Protocol):
     def add(self, id: str, stream: str) -> bool | None: ...
 
 
-STORES: dict[str, type[RedisStore] | type[NatsStore]] = {"redis": RedisStore, "valkey": RedisStore, "nats": NatsStore}
+STORES: dict[str, type[RedisStore] | type[NatsStore] | type[EmbeddedStore]] = {
+    "redis": RedisStore,
+    "valkey": RedisStore,
+    "nats": NatsStore,
+    "embedded": EmbeddedStore,
+}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Nodes that share a Redis under faults: every client has everything, once and in order, from whichever node."""
+"""Nodes that share a broker under faults: every client has everything, once and in order, from whichever node."""
 
 from __future__ import annotations
 
@@ -20,4 +20,14 @@ def test_clients_miss_nothing_whatever_fails(fault: str, kind: str) -> None:
     report = run(plan)
     assert clean(report, plan), f"{report.counts}\n{report}"
     assert report.counts["resumes"] >= 20
+    assert report.counts["replayed"] > 0
+
+
+@pytest.mark.statement("BR-35", "BR-40", "BR-51", "BR-56", "BR-57", "BR-64", "CP-150", "CP-151", "P3", "F52", "F56")
+def test_clients_miss_nothing_whatever_becomes_of_the_nats_servers() -> None:
+    faults = {"rolling": (0.1,), "leader": (0.5,), "node": (0.7,)}
+    plan = Plan(nodes=3, clients=40, seconds=20, rate=60, faults=faults, broker="nats")
+    report = run(plan)
+    assert clean(report, plan), f"{report.counts}\n{report}"
+    assert report.counts["resumes"] >= 50
     assert report.counts["replayed"] > 0

@@ -169,7 +169,7 @@ class Connection(Client):
     def _flush(self) -> None:
         self._flush_due = False
         output, self._output, self._output_size = self._output, [], 0
-        if not self._over:
+        if not (self._over or self._socket.is_closing()):  # that it closes is told by who reads
             self._socket.write(b"".join(output))
 
     def _check(self) -> None:
@@ -256,6 +256,10 @@ class _Transport(TcpTransport):
     def abort(self) -> None:
         if self._io_writer is not None:
             self._io_writer.transport.abort()
+
+    def is_closing(self) -> bool:
+        """Nothing that is written now is sent; there are loops where that is an error."""
+        return self._io_writer is not None and self._io_writer.transport.is_closing()
 
     def waiting(self) -> int:
         """So many bytes have not been taken by the network."""

@@ -19,6 +19,9 @@ __all__ = ["NO_MESSAGE", "Ack", "JetStream", "JetStreamError", "Stored"]
 NO_MESSAGE = 10037
 #: What the server calls a JetStream stream is a *log* here: the streams are those of the clients.
 _PATIENCE = 5.0
+#: About so many bytes are answered to one request to read: a server ends connections for which too much waits, by
+#: default 64 MB, and dozens of such requests may be under way.
+_AT_ONCE = 512 * 1024
 
 
 class JetStreamError(BrokerUnavailable):
@@ -96,7 +99,7 @@ class JetStream:
         while len(found) < number:
             request: dict[str, Any] = {"seq": offset, "next_by_subj": subject}
             if level:
-                request["batch"] = number - len(found)
+                request |= {"batch": number - len(found), "max_bytes": _AT_ONCE}
             answers = await self._direct(log, request, within)
             end = answers.pop() if answers[-1].status else None
             found += map(_stored_directly, answers)

@@ -209,6 +209,7 @@ class LogConformance(BrokerTests):
         self.publish(bench, "one", id="p-1")
         assert not self.publish(bench, "two", id="p-1").duplicate
 
+    @pytest.mark.statement("F57")
     def test_an_id_is_remembered_for_its_time_only(self) -> None:
         bench = self.make()
         first = self.publish(bench, id="p-1")

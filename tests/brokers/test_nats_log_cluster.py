@@ -161,18 +161,52 @@ def test_without_a_quorum_nothing_is_acknowledged_and_nothing_unproven_is_served
 
 
 @pytest.mark.statement("BR-66", "F56")
-def test_servers_can_be_restarted_one_by_one(nodes: Brokers, cluster: NatsCluster) -> None:
+def test_servers_can_be_restarted_one_by_one_and_once_more(nodes: Brokers, cluster: NatsCluster) -> None:
     made, begin = started(nodes)
     publisher = Publisher(nodes, made)
     publisher.more()
     name = log(nodes, cluster)
-    for server in cluster.servers:
+    for server in cluster.servers * 2:
         server.stop()
         publisher.more(20)
         server.start(30)
         nodes.reactor.until(lambda: all_current(cluster, name), 30)
         publisher.more(20)
     assert publisher.stall < 10
+    check_all(nodes, made, publisher, begin)
+    assert all(each.node.bus == [] for each in made)
+
+
+@pytest.mark.statement("F52", "P6")
+def test_a_leader_that_stands_still_is_replaced_and_what_it_says_later_changes_nothing(
+    nodes: Brokers, cluster: NatsCluster
+) -> None:
+    made, begin = started(nodes, nats_ping_interval=1.0)
+    publisher = Publisher(nodes, made)
+    publisher.more()
+    leader = cluster.leader(log(nodes, cluster))
+    leader.stall()
+    try:
+        publisher.more(100)
+    finally:
+        leader.resume()
+    publisher.more(20)
+    assert publisher.stall < 15
+    check_all(nodes, made, publisher, begin)
+    assert all(each.node.bus == [] for each in made)
+
+
+@pytest.mark.statement("F52", "F56", "P6")
+def test_a_cluster_that_was_killed_as_a_whole_goes_on_where_it_was(nodes: Brokers, cluster: NatsCluster) -> None:
+    made, begin = started(nodes)
+    publisher = Publisher(nodes, made)
+    publisher.more()
+    for server in cluster.servers:
+        server.kill()
+    nodes.reactor.until(lambda: all(each.broker.problem() for each in made), 30)
+    for server in cluster.servers:
+        server.launch()
+    publisher.more()
     check_all(nodes, made, publisher, begin)
     assert all(each.node.bus == [] for each in made)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from anycable_tx.testing.client import CableClient
 from anycable_tx.testing.nats_servers import KINDS, NatsServer
+from anycable_tx.testing.redis_servers import RedisServer
 from tests.e2e.process import Process, ended, get, post, until
 from tests.e2e.test_process_start import TWISTD
 
@@ -104,6 +106,62 @@ def test_the_fan_out_by_its_name_reaches_every_node(server: NatsServer, pair: tu
             await client.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.statement("F58", "P3")
+def test_a_node_that_was_too_slow_for_nats_loses_nothing(tmp_path: Path) -> None:
+    with NatsServer("max_pending: 2000000", 'write_deadline: "500ms"') as server, ExitStack() as stack:
+        options = ("--broker=nats", f"--nats_servers={server.url}", "--public", "--ignore_config_path")
+        one, other = (stack.enter_context(Process(*options, cwd=tmp_path)).ready() for _ in range(2))
+
+        async def run() -> None:
+            async with CableClient(one.url) as client:
+                identifier = await client.subscribe(stream="s")
+                one.send(signal.SIGSTOP)
+                try:
+                    for number in range(100):
+                        data = json.dumps({"number": number, "more": "x" * 100_000})
+                        assert post(other.broadcast_port, json.dumps({"stream": "s", "data": data})) == 201
+                    until(lambda: "Slow Consumer" in server.log, "the server's giving up")
+                finally:
+                    one.send(signal.SIGCONT)
+                messages = await client.messages(identifier, 100, within=15)
+                assert [message["number"] for message in messages] == list(range(100))
+
+        asyncio.run(run())
+        one.stop()
+        other.stop()
+
+
+@pytest.mark.statement("BR-33")
+def test_all_ways_in_together_bring_each_message_once(tmp_path: Path) -> None:
+    with NatsServer() as server, RedisServer() as redis:
+        options = ("--broker=nats", f"--nats_servers={server.url}", f"--redis_url={redis.url}")
+        ways = "--broadcast_adapter=http,redisx,redis,nats"
+        with Process(
+            *options, ways, "--redis_channel=legacy", "--public", "--ignore_config_path", cwd=tmp_path
+        ) as node:
+            node.ready()
+            until(lambda: get(node.port, "/ready")[0] == 200, "readiness")
+
+            async def run() -> None:
+                async with CableClient(node.url) as client:
+                    identifier = await client.subscribe(stream="s")
+                    await client.expect(type="confirm_history")
+                    for number, publish in enumerate(
+                        (
+                            lambda text: post(node.broadcast_port, text),
+                            lambda text: redis.ask("XADD", "__anycable__", "*", "payload", text),
+                            lambda text: redis.ask("PUBLISH", "legacy", text),
+                            lambda text: server.publish("__anycable__", text.encode()),
+                        )
+                    ):
+                        await asyncio.to_thread(publish, json.dumps({"stream": "s", "data": str(number)}))
+                        assert await client.message(identifier) == number
+                    await client.expect_silence()
+
+            asyncio.run(run())
+            node.stop()
 
 
 def test_another_bus_beside_the_broker_is_refused(tmp_path: Path) -> None:

@@ -380,16 +380,37 @@ class TestLosses:
             with pytest.raises(NatsUnavailable, match=r"closed the connection|reset"):
                 it.reactor.result(each)
 
+    def test_nothing_is_written_to_a_connection_that_closes(
+        self, own: NatsServer, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        it = make(own.url)
+        socket = it.client._upkeep.connection._socket  # type: ignore[union-attr]
+        write = socket.write
+
+        def strict(data: bytes) -> None:
+            if socket._io_writer.transport.is_closing():
+                raise RuntimeError("the handler is closed")  # as uvloop says
+            write(data)
+
+        monkeypatch.setattr(socket, "write", strict)
+        it.client.publish("a", b"1")
+        socket._io_writer.transport.abort()
+        errors: list[Any] = []
+        it.reactor.loop.set_exception_handler(lambda _, context: errors.append(context))
+        it.until(lambda: it.events == ["down", "up"])
+        assert errors == []
+
+    @pytest.mark.statement("F45")
     def test_many_subscriptions_are_back_together(self, own: NatsServer, make: Make) -> None:
         it = make(own.url)
         heard: list[Message] = []
-        work = [Deferred.fromCoroutine(it.client.subscribe(f"a.{n}", heard.append)) for n in range(5000)]
+        work = [Deferred.fromCoroutine(it.client.subscribe(f"a.{n}", heard.append)) for n in range(10_000)]
         it.reactor.result(gatherResults(work))
         own.kill()
         it.until(lambda: it.events == ["down"])
         own.start()
         it.until(lambda: it.events == ["down", "up"])
-        for n in (0, 2500, 4999):
+        for n in (0, 5000, 9999):
             own.publish(f"a.{n}")
         it.until(lambda: len(heard) == 3)
 
@@ -456,6 +477,7 @@ class TestLosses:
             it.until(lambda: heard)
             assert it.events == []
 
+    @pytest.mark.statement("F58")
     def test_messages_nobody_takes_wait_at_the_server_until_it_gives_up(self, make: Make) -> None:
         with NatsServer("max_pending: 2000000", 'write_deadline: "500ms"', jetstream=False) as server:
             it = make(server.url)
@@ -490,6 +512,7 @@ class TestLosses:
 
 
 class TestOddServers:
+    @pytest.mark.statement("F44")
     def test_one_that_closes_at_once_is_tried_again_but_not_all_the_time(self, make: Make) -> None:
         with FakeServer(closes_on=b"PING") as server:
             it = make(server.url, started=False)

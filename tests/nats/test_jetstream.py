@@ -126,6 +126,18 @@ def test_a_batch_that_the_server_ends_early_is_gone_on_with(it: Kept, log: str) 
     for _ in range(30):
         publish(it, f"{log}.a", b"x" * 900_000)
     assert [each.offset for each in read(it, log, f"{log}.a", 1, 30)] == list(range(1, 31))
+    assert it.events == []
+
+
+@pytest.mark.statement("BR-68", "F58")
+def test_what_is_read_never_waits_at_the_server_until_it_gives_up(make: Make) -> None:
+    with NatsServer("max_pending: 2000000") as server:
+        it = make(server.url)
+        api(it, "STREAM.CREATE.L", {"name": "L", "subjects": ["l.>"], "allow_direct": True})
+        for _ in range(60):
+            publish(it, "l.a", b"x" * 100_000)
+        assert len(read(it, "L", "l.a", 1, 60)) == 60
+        assert it.events == []
 
 
 @pytest.mark.statement("BR-68")

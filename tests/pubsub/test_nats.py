@@ -368,6 +368,7 @@ def test_commands_of_a_lagging_replica_are_completed_by_the_leader(site):
     assert [c.payload["sid"] for c in b.node.executed] == ["0", "1", "2"]
 
 
+@pytest.mark.statement("BR-12")
 def test_in_a_cluster_commands_are_kept_by_several_servers_as_soon_as_there_are_several():
     with NatsCluster() as cluster, place(cluster) as site:
         log = f"{site.prefix.upper()}_C"
@@ -468,6 +469,7 @@ def test_a_start_without_nats_is_a_lost_bus_that_comes_back():
         assert server.subjects() == [commands(site)]
 
 
+@pytest.mark.statement("F31")
 def test_a_server_that_stands_still_is_a_lost_bus_until_it_goes_on():
     with Watched() as server, place(server) as site:
         bus = site.start(create, nats_ping_interval=1000.0)
@@ -515,6 +517,7 @@ def test_a_probe_does_not_end_a_loss_before_everything_is_subscribed_anew(site):
     site.until(lambda: bus.node.bus == ["lost", "restored"])
 
 
+@pytest.mark.statement("F58")
 def test_messages_that_were_dropped_because_they_came_too_fast_are_a_lost_bus_for_a_moment(site):
     bus = site.start(create)
     site.result(bus.subscribe("a"))

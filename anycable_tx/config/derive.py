@@ -260,6 +260,12 @@ def _providers(draft: Draft) -> None:
             raise draft.error(
                 "pubsub", f"the broker {service} hands messages on over {title}; leave pubsub out, or give {service}"
             )
+    if draft["broker"] == "nats" and draft.on("nats_verbatim_subjects"):
+        raise draft.error(
+            "nats_verbatim_subjects",
+            "the broker nats hands messages on over subjects of its own, where AnyCable servers do not hear them; "
+            "share a bus with these by pubsub=nats without a broker",
+        )
     if draft["broker"] == "memory" and draft["pubsub"] != "none":
         raise draft.error(
             "pubsub",

@@ -12,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from anycable_tx.testing.nats_servers import NatsServer
 from anycable_tx.testing.redis_servers import redis_server
 
 __all__ = [
@@ -119,7 +121,7 @@ class ServerKind:
 
     *baseline* is the name of the server that it is compared with: it takes part in the scenarios of that baseline.
     *backend*, ``grpc`` or ``http``, is the way in which it calls an application. *env* is added to the environment.
-    *redis*: it has a Redis of its own.
+    *store*: ``redis`` or ``nats``, of which it has one of its own.
     """
 
     name: str
@@ -128,7 +130,7 @@ class ServerKind:
     path: str = "/cable"
     baseline: str = "stock"
     backend: str = ""
-    redis: bool = False
+    store: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -165,7 +167,7 @@ def rpc() -> list[ServerKind]:
 
 def brokers() -> list[ServerKind]:
     """anycable-tx with each broker."""
-    kinds = [product("memory"), replace(product("redis"), redis=True)]
+    kinds = [product("memory"), *(replace(product(store), store=store) for store in _STORES)]
     return [replace(kind, baseline="memory") for kind in kinds]
 
 
@@ -227,23 +229,35 @@ def _backend(impl: str, timeout: float) -> Iterator[list[str]]:
         yield [f"--rpc_host={host}" if impl == "grpc" else f"--rpc_host=http://{host}/_anycable"]
 
 
+#: What keeps the data of brokers that nodes share: how it is started, and the options that make a server use it.
+_STORES: dict[str, tuple[Callable[[], Any], Callable[[str], list[str]]]] = {
+    "redis": (redis_server, lambda url: [f"--redis_url={url}", "--broker=redis", "--pubsub=redis"]),
+    "nats": (NatsServer, lambda url: [f"--nats_servers={url}", "--broker=nats", "--pubsub=nats"]),
+}
+
+
 @contextmanager
-def _redis(wanted: bool) -> Iterator[list[str]]:
-    """A Redis beside the server, if it is *wanted*; gives the options that make the server use it."""
-    if not wanted:
+def _store(name: str) -> Iterator[list[str]]:
+    """What the broker keeps its data in, unless *name* is empty; gives the options that make the server use it."""
+    if not name:
         yield []
         return
-    with redis_server() as server:
-        assert server.process is not None
-        os.sched_setaffinity(server.process.pid, {CPUS.client})
-        yield [f"--redis_url={server.url}", "--broker=redis", "--pubsub=redis"]
+    start, options = _STORES[name]
+    with ExitStack() as stack:
+        own = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {CPUS.client})  # which what is started inherits, with all its threads
+        try:
+            server = stack.enter_context(start())
+        finally:
+            os.sched_setaffinity(0, own)
+        yield options(server.url)
 
 
 @contextmanager
 def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
     """A server of this *kind*, listening on both ports; killed on leaving. RunFailed if it does not start."""
     port, http_port = _free_port(), _free_port()
-    with _backend(kind.backend, timeout) as options, _redis(kind.redis) as more:
+    with _backend(kind.backend, timeout) as options, _store(kind.store) as more:
         command = [*kind.command(port, http_port), *options, *more]
         env = {**os.environ, **kind.env}
         with _listening(kind.name, command, CPUS.server, [port, http_port], timeout, env=env) as pid:

@@ -292,6 +292,14 @@ def test_the_broker_nats_brings_its_bus_and_nothing_else_of_nats_does(load: Load
     assert (settings["pubsub"], settings["broker"]) == ("none", "none")
 
 
+def test_the_broker_nats_shares_no_bus_with_anycable_servers(load: Load) -> None:
+    assert load("--pubsub=nats", "--nats_verbatim_subjects")["nats_verbatim_subjects"]
+    with pytest.raises(
+        ConfigurationError, match=r"^--nats_verbatim_subjects: the broker nats hands messages on over"
+    ):
+        load("--broker=nats", "--nats_verbatim_subjects")
+
+
 @pytest.mark.parametrize(("broker", "title"), [("redis", "Redis"), ("nats", "NATS")])
 def test_a_shared_broker_needs_its_bus(load: Load, broker: str, title: str) -> None:
     for other in {"none", "redis", "nats"} - {broker}:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from anycable_tx.errors import ConfigurationError
 from anycable_tx.tokens import token
 
 __all__ = ["Names"]
@@ -11,10 +14,12 @@ class Names:
     """The names of one installation; *prefix* tells it from others on the same NATS.
 
     The subject of a stream has its class (see ``cable.rules``) and its token, so no name of a stream can be a
-    wildcard, a subject of the server's own, or no subject at all.
+    wildcard, a subject of the server's own, or no subject at all. Raises ConfigurationError.
     """
 
     def __init__(self, prefix: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9]+", prefix):
+            raise ConfigurationError(f"nats_prefix: {prefix!r} is not accepted; expected letters and digits")
         self.prefix = prefix
         #: Commands between nodes, and what was sent in the last minute.
         self.commands = f"{prefix}.c"

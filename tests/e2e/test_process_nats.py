@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -108,6 +109,33 @@ def test_the_fan_out_by_its_name_reaches_every_node(server: NatsServer, pair: tu
     asyncio.run(run())
 
 
+@pytest.mark.statement("F56", "BR-69", "P6")
+def test_what_is_published_before_jetstream_is_ready_is_refused_or_waits_and_is_never_dropped(tmp_path: Path) -> None:
+    with NatsServer(jetstream=False) as server:
+        options = ("--broker=nats", f"--nats_servers={server.url}", "--public", "--ignore_config_path")
+        with Process(*options, "--broadcast_hold=2", cwd=tmp_path) as node:
+            node.ready()
+            assert get(node.port, "/health")[0] == 200
+            assert get(node.port, "/ready")[0] == 503
+            assert post(node.broadcast_port, PUBLICATION) == 501
+            server.stop()
+            server.jetstream = True
+            server.configure()
+            server.start()
+            until(lambda: post(node.broadcast_port, PUBLICATION) == 201, "a publication that is taken")
+            until(lambda: get(node.port, "/ready")[0] == 200, "readiness")
+
+            async def run() -> None:
+                async with CableClient(node.url, since=int(time.time()) - 60) as client:
+                    identifier = await client.subscribe(stream="s")
+                    assert await client.message(identifier) == "hello"
+                    await client.expect(type="confirm_history")
+                    await client.expect_silence()
+
+            asyncio.run(run())
+            node.stop()
+
+
 @pytest.mark.statement("F58", "P3")
 def test_a_node_that_was_too_slow_for_nats_loses_nothing(tmp_path: Path) -> None:
     with NatsServer("max_pending: 2000000", 'write_deadline: "500ms"') as server, ExitStack() as stack:
@@ -170,3 +198,11 @@ def test_another_bus_beside_the_broker_is_refused(tmp_path: Path) -> None:
     )
     assert process.returncode != 0
     assert "the broker nats hands messages on over NATS; leave pubsub out, or give nats" in process.stderr
+
+
+@pytest.mark.parametrize("prefix", ["", "my.app", "a b", "*"])
+def test_a_prefix_that_cannot_be_one_stops_the_start(tmp_path: Path, prefix: str) -> None:
+    options = ("--broker=nats", f"--nats_prefix={prefix}", "--ignore_config_path")
+    process = ended(*TWISTD, "-n", "anycable", *options, cwd=tmp_path)
+    assert process.returncode != 0
+    assert f"nats_prefix: {prefix!r} is not accepted; expected letters and digits" in process.stderr

@@ -12,6 +12,7 @@ from anycable_tx.testing.processes import ProcessFailed
 from tests import conformance
 
 _WORST = ("failed", "skipped", "passed")
+_SHOWN = "names in the source"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,7 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Watch the run only when a report is wanted."""
     if config.getoption("--conformance"):
-        config.pluginmanager.register(_Report(Path(config.getoption("--conformance"))), "conformance")
+        writes = not hasattr(config, "workerinput")
+        config.pluginmanager.register(_Report(Path(config.getoption("--conformance")), writes), "conformance")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,15 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _Report:
-    """Collects the results of the tests that carry statement numbers and writes the report at the end."""
+    """Collects the results of the tests that carry statement numbers and writes the report at the end.
 
-    def __init__(self, path: Path) -> None:
+    Where tests run in several processes their names in the source travel with their results.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
-        self.names: dict[str, list[conformance.Shown]] = {}
+        self.writes = writes
         self.outcomes: dict[conformance.Shown, str] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Remember what each test is called in the source; a class and a module stand for their tests."""
+        """Note what each test is called in the source; a class and a module stand for their tests."""
         for item in items:
             function = getattr(item, "function", None)
             if function is None:
@@ -59,16 +64,18 @@ class _Report:
             names = [".".join(parts[:n]) for n in range(len(parts) + 1)]
             if isinstance(item.parent, pytest.Class):
                 names.append(item.parent.name)
-            self.names[item.nodeid] = [conformance.Shown(path, name) for name in names]
+            item.user_properties.append((_SHOWN, [(path, name) for name in names]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the worst result of each name."""
         if report.when == "call" or report.outcome != "passed":
-            for shown in self.names.get(report.nodeid, ()):
+            names = [each for key, value in report.user_properties if key == _SHOWN for each in value]  # type: ignore[attr-defined]
+            for shown in (conformance.Shown(*each) for each in names):
                 known = self.outcomes.get(shown, "passed")
                 self.outcomes[shown] = min(known, report.outcome, key=_WORST.index)
 
     def pytest_sessionfinish(self) -> None:
         """Write the report."""
-        text = conformance.render(conformance.areas(), conformance.shown_by(), self.outcomes)
-        self.path.write_text(text, "utf-8")
+        if self.writes:
+            text = conformance.render(conformance.areas(), conformance.shown_by(), self.outcomes)
+            self.path.write_text(text, "utf-8")

@@ -71,9 +71,20 @@ def kept_port() -> int:
     """
     while True:
         port = randrange(10_000, 22_000)
-        if port not in _given and _is_free(port) and _is_free(port + 10_000):
+        if port not in _given and _is_free(port) and _is_free(port + 10_000) and _keep(port):
             _given.add(port)
             return port
+
+
+def _keep(port: int) -> bool:
+    """Whether no other process keeps *port*; then this one does, to its end: it has the UDP port of that number."""
+    with socket.socket(type=socket.SOCK_DGRAM) as held:
+        try:
+            held.bind((HOST, port))
+        except OSError:
+            return False
+        held.detach()
+        return True
 
 
 def _is_free(port: int) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,16 @@ from typing import Any
 import pytest
 
 from anycable_tx.testing.checker import EventLog
-from anycable_tx.testing.processes import HOST, ProcessFailed, Publisher, PublishFailed, Server, free_port, server
+from anycable_tx.testing.processes import (
+    HOST,
+    ProcessFailed,
+    Publisher,
+    PublishFailed,
+    Server,
+    free_port,
+    kept_port,
+    server,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -34,6 +45,15 @@ def test_a_server_runs_until_its_block_ends_and_leaves_nothing_behind() -> None:
         assert "Handle WebSocket connections" in running.log
     assert not alive(pid)
     assert not directory.exists()
+
+
+def test_a_port_that_one_process_keeps_is_no_other_ones() -> None:
+    kept = {kept_port() for _ in range(100)}
+    script = (
+        "import sys; from anycable_tx.testing.processes import _keep; print(sum(map(_keep, map(int, sys.argv[1:]))))"
+    )
+    others = subprocess.run([sys.executable, "-c", script, *map(str, kept)], capture_output=True, check=True)
+    assert (len(kept), int(others.stdout)) == (100, 0)
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_words() -> None:

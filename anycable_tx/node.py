@@ -24,6 +24,7 @@ from anycable_tx.cable.messages import (
     Receipt,
     RemoteCommand,
 )
+from anycable_tx.cable.pace import Pace
 from anycable_tx.cable.records import SessionRecord
 from anycable_tx.cable.replies import ConnectReply, RequestEnv, SessionView
 from anycable_tx.cable.session import Session
@@ -46,6 +47,9 @@ class Node(NodeStreams):
         self.sessions = Sessions()
         super().__init__(reactor, metrics, fanout, self.sessions)
         self.max_pending: int = settings["max_commands_pending"]
+        self.max_subscriptions: int = settings["max_subscriptions"]
+        rate = settings["max_commands_rate"]
+        self.pace = Pace(rate, reactor.seconds) if rate else None
         self._mode: str = settings.get("disconnect_mode", "auto")
         self._resumable: bool = False
         self._barrier: float = settings["history_barrier"]

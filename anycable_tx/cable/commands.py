@@ -23,9 +23,16 @@ __all__ = ["COMMANDS", "Opening", "apply_reply", "leave_presence", "open_subscri
 def receive(session: Session, text: bytes) -> None:
     """Take one frame from the client. Raises BadCommand if it cannot be understood (CP-41).
 
-    Pings are answered at once, pongs need nothing more than to arrive (D-31); other commands run one after
-    another in the order of arrival (CP-44).
+    A client that sends too many, whatever they are, is let go. Pings are answered at once, pongs need nothing more
+    than to arrive (D-31); other commands run one after another in the order of arrival (CP-44).
     """
+    pace = session.services.pace
+    if pace is not None:
+        session.clear = pace.spent(session.clear)
+        if session.clear < 0:
+            session.services.metrics.count("closed_connections_total", reason="too_many_commands")
+            session.disconnect(1008, "Too many commands", "too_many_commands", reconnect=True)
+            return
     command = codec.decode_command(text)
     session.services.metrics.count("client_msg_total")
     if command is None or command.name == "pong":
@@ -74,6 +81,10 @@ async def open_subscription(session: Session, command: Command) -> Opening:
         # Confirmed already; a second confirmation would make clients unsubscribe (CP-32).
         return Opening(Status.SUCCESS, command)
     services = session.services
+    if 0 < services.max_subscriptions <= len(session.subscriptions):
+        services.metrics.count("subscription_rejects_total", reason="too_many_subscriptions")
+        session.send(codec.reject_frame(identifier))
+        return
     reply = await services.controllers.subscribe(session.view(), identifier)
     if reply is not None and (reply.reached or reply.status is not Status.ERROR):
         session.disconnectable |= services.interested(reply.disconnect_interest)

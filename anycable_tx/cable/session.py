@@ -20,6 +20,7 @@ from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.fanout import Fanout, Outlet
 from anycable_tx.cable.hub import LocalStream
 from anycable_tx.cable.messages import History, HistoryRequest, Publication, Receipt, StreamMessage
+from anycable_tx.cable.pace import Pace
 from anycable_tx.cable.records import MAX_PREVIOUS, SessionRecord, StreamRecord
 from anycable_tx.cable.replies import PRESENCE_STREAM, WHISPER_STREAM, RequestEnv, SessionView
 from anycable_tx.interfaces import IBroker, IController
@@ -37,6 +38,10 @@ class Services(Protocol):
     fanout: Fanout
     #: How many commands may wait for the one under way before the client is not read any more.
     max_pending: int
+    #: How many identifiers a session may be subscribed to, 0: any number.
+    max_subscriptions: int
+    #: How fast a client may send; None: as fast as it can.
+    pace: Pace | None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run *work* to its end, now as far as it goes; report what it raises."""
@@ -127,7 +132,7 @@ class Session:
 
     ``extended``: it speaks the extended protocol. ``resumable``: its record is kept when it goes, so that it
     can come back. ``previous``: the sids it had before, newest last. ``unfinished``: identifiers it is not subscribed
-    to, though the backend may think so, with their state.
+    to, though the backend may think so, with their state. ``clear`` is the Pace's.
     """
 
     __slots__ = (
@@ -135,6 +140,7 @@ class Session:
         "_came",
         "_epilogue",
         "_queue",
+        "clear",
         "cstate",
         "disconnectable",
         "displaced",
@@ -164,6 +170,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.previous: tuple[str, ...] = ()
         self.disconnectable = False
+        self.clear = 0.0
         #: Resumed elsewhere: whatever this session had belongs to its heir.
         self.displaced = False
         self.unfinished: dict[str, dict[str, str]] | None = None

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from twisted.internet.task import LoopingCall
 
 from anycable_tx.node import Node
+from anycable_tx.transports.addresses import Addresses
 from anycable_tx.transports.cors import Origins
 from anycable_tx.transports.groups import Flusher
-from anycable_tx.transports.handshake import Refusal
+from anycable_tx.transports.handshake import Head, Refusal
 from anycable_tx.transports.heartbeat import Heartbeat
 from anycable_tx.transports.request_env import RequestEnvs
 
@@ -22,6 +23,8 @@ PRECISIONS = {"s": 1_000_000_000, "ms": 1_000_000, "ns": 1}
 
 class _Connection(Protocol):
     transport: Any
+    #: What Addresses calls the client's address; None where it is not counted.
+    counted_as: str | None
 
 
 class Clients:
@@ -40,6 +43,8 @@ class Clients:
         self.envs = RequestEnvs(settings, self.scheme)
         self.max_pending_size: int = settings["ws_max_pending_size"]
         self.max_connections: int = settings["max_conn"]
+        per_address = settings["max_conn_per_address"]
+        self.addresses = Addresses(per_address) if per_address else None
         self.ping_interval = float(settings["ping_interval"])
         self.precision = PRECISIONS[settings["ping_timestamp_precision"]]
         self.request_id_sid: bool = settings["request_id_sid"]
@@ -74,14 +79,24 @@ class Clients:
         """Gone."""
         self.connections -= 1
         self.upgraded -= upgraded
+        if connection.counted_as is not None and self.addresses is not None:
+            self.addresses.release(connection.counted_as)
         self._slow.discard(connection)
 
-    def check_capacity(self) -> None:
-        """Raise Refusal when there are as many clients as ``max_conn`` allows (CO-29), or the server is stopping."""
+    def admit(self, connection: _Connection, head: Head) -> None:
+        """Let the client in that asks with *head*, or raise Refusal.
+
+        Refused are those beyond ``max_conn`` (CO-29), those beyond ``max_conn_per_address``, and everybody when the
+        server is stopping.
+        """
         if not self.accepting:
             raise Refusal(503, "shutting down")
         if self.max_connections and self.upgraded >= self.max_connections:
             raise Refusal(503, "too many connections")
+        if self.addresses is not None:
+            connection.counted_as = self.addresses.take(self.envs.address(head, self.peer(connection.transport)))
+            if connection.counted_as is None:
+                raise Refusal(429, "too many connections of one address")
 
     def peer(self, transport: Any) -> str:
         """The IP address at the other end of a connection's *transport*."""

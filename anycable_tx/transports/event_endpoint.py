@@ -86,7 +86,7 @@ class EventEndpoint(Resource):
     def _begin(self, stream: EventStream, head: Head) -> None:
         clients = self._clients
         try:
-            clients.check_capacity()
+            clients.admit(stream, head)
         except Refusal as refusal:
             stream.turn_away(refusal.reason)
             return

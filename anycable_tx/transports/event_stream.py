@@ -57,6 +57,7 @@ class EventStream(ClientOutlet):
         "_waiter",
         "factory",
         "pong_due",
+        "counted_as",
         "session",
         "state",
         "transport",
@@ -77,6 +78,7 @@ class EventStream(ClientOutlet):
         self.state = OPEN
         self.session: Session | None = None
         self.transport: Any = None
+        self.counted_as: str | None = None
         #: Nobody waits for a pong.
         self.pong_due = 0.0
         self._endpoint = endpoint

@@ -20,9 +20,6 @@ from anycable_tx.transports.websocket import CableConnection
 
 __all__ = ["CableFactory"]
 
-#: The largest request head, in bytes.
-MAX_HEAD = 16384
-
 
 class _Timer:
     """Autobahn's source of timers, on the given reactor."""
@@ -67,7 +64,7 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         self.site = site
         self.paths = PathPatterns(settings["path"])
         self.compression: bool = settings["enable_ws_compression"]
-        self.max_head = MAX_HEAD
+        self.max_head: int = settings["max_header_size"]
         self.max_message_size: int = settings["max_message_size"]
         self.native_pings: bool = settings["enable_native_pings"]
         self.expects_pongs = settings["pong_timeout"] > 0

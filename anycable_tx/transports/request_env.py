@@ -49,14 +49,19 @@ class RequestEnvs:
             headers[self._token_header] = token
         scheme = self._scheme
         if self._proxies is not None and self._proxies.trusts(peer):
-            peer = self._proxies.client(given.get("x-forwarded-for", "")) or peer
             told = given.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
             scheme = _SCHEMES.get(told, scheme)
-        headers["REMOTE_ADDR"] = peer
+        headers["REMOTE_ADDR"] = self.address(head, peer)
         url = head.target
         if "://" not in url.partition("?")[0]:
             url = f"{scheme}://{given.get('host', '')}{url}"
         return RequestEnv(url, headers)
+
+    def address(self, head: Head, peer: str) -> str:
+        """The client's address: *peer*, unless that is a trusted proxy that names another (RA-35)."""
+        if self._proxies is not None and self._proxies.trusts(peer):
+            return self._proxies.client(head.headers.get("x-forwarded-for", "")) or peer
+        return peer
 
     def _filter_cookies(self, headers: dict[str, str]) -> None:
         """Keep the listed cookies, each followed by a semicolon; without any, there is no header (RA-33)."""

@@ -105,12 +105,13 @@ class Readiness(Leaf):
 class Sites:
     """The routes of every port, and the requests that are running on them.
 
-    Used from *settings*: ``handshake_timeout``, the seconds a peer has to send a complete header (5), and
-    ``health_drain``. *reactor* is an IReactorTime.
+    Used from *settings*: ``handshake_timeout``, the seconds a peer has to send a complete header (5),
+    ``max_header_size``, its bytes (16384), and ``health_drain``. *reactor* is an IReactorTime.
     """
 
     def __init__(self, settings: Mapping[str, Any], reactor: Any, metrics: Metrics | None = None) -> None:
         self.header_timeout: float = settings.get("handshake_timeout", 5)
+        self.max_header_size: int = settings.get("max_header_size", 16384)
         self.reactor = reactor
         self.metrics = Metrics() if metrics is None else metrics
         self.draining = False
@@ -257,6 +258,7 @@ class _Channel(HTTPChannel):
     _lingered = 0
 
     def connectionMade(self) -> None:
+        self.totalHeadersSize = self.MAX_LENGTH = self.site.sites.max_header_size
         self.site.sites._channels.add(self)
         super().connectionMade()  # starts the timer with the header's limit
 
@@ -286,7 +288,18 @@ class _Channel(HTTPChannel):
         super().timeoutConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._respondToBadRequestAndDisconnect()
+        self._refuse_header()
+
+    def lineReceived(self, line: bytes) -> None:
+        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+            self._refuse_header()
+        else:
+            super().lineReceived(line)
+
+    def _refuse_header(self) -> None:
+        text = b"the head of the request is larger than %d bytes" % self.totalHeadersSize
+        self._refuse(431, "header_too_large", text)
+        self.setRawMode()  # what follows is no line any more
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]
@@ -345,17 +358,19 @@ class _Channel(HTTPChannel):
 
     def refuse_body(self) -> None:
         """Answer at once; nothing of the request is kept, and the connection ends."""
-        if self._refused:
-            return
+        if not self._refused:
+            request = self.requests[-1]
+            text = b"the request body is larger than %d bytes" % request.max_body
+            self._refuse(request.too_large, "too_large", text)
+
+    def _refuse(self, status: int, reason: str, text: bytes) -> None:
         self._refused = True
         self._in_body = False
-        limit, status = self.requests[-1].max_body, self.requests[-1].too_large
-        text = b"the request body is larger than %d bytes, the most that is accepted here\n" % limit
-        self._count_refusal("too_large")
+        self._count_refusal(reason)
+        text += b", the most that is accepted here\n"
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nServer: anycable-tx\r\nConnection: close\r\n"
-            b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
-            % (status, RESPONSES[status], len(text), text)
+            b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (status, RESPONSES[status], TEXT, len(text), text)
         )
         self.setTimeout(LINGER_SECONDS)
 

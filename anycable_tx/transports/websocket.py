@@ -36,6 +36,8 @@ class CableConnection(WritingSide):
     precision = PRECISIONS["s"]
     #: Must this client show life after a ping?
     expects_pongs = False
+    #: What Addresses calls the client's address; None where they are not counted.
+    counted_as: str | None = None
 
     if TYPE_CHECKING:
         current_frame: Any
@@ -93,11 +95,11 @@ class CableConnection(WritingSide):
         if self.data:
             data = self.data + data
         end = data.find(b"\r\n\r\n")
+        if (end if end >= 0 else len(data)) > self.factory.max_head:
+            self._refuse(Refusal(431, "request head too large"))
+            return
         if end < 0:
-            if len(data) > self.factory.max_head:
-                self._refuse(Refusal(431, "request head too large"))
-            else:
-                self.data = data
+            self.data = data
             return
         self.data = b""
         try:
@@ -106,7 +108,7 @@ class CableConnection(WritingSide):
                 self._serve_http(data)
                 return
             upgrade = negotiate(head, self.factory.origins, compression=self.factory.compression)
-            self.factory.check_capacity()
+            self.factory.admit(self, head)
         except Refusal as refusal:
             self._refuse(refusal)
             return

@@ -150,7 +150,7 @@ def product(name: str, *options: str) -> ServerKind:
     def command(port: int, http: int) -> list[str]:
         return [
             *(twistd, "-n", "--pidfile=", "anycable", "--ignore_config_path", "--presets=broker", "--public"),
-            *(f"--port={port}", f"--http_broadcast_port={http}", *options),
+            *(f"--port={port}", f"--http_broadcast_port={http}", "--max_commands_rate=0", *options),
         ]
 
     return ServerKind(name, command)

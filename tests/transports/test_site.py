@@ -212,11 +212,27 @@ def test_an_answer_may_take_its_time(world):
 # -- size
 
 
-def test_a_header_is_bounded(world):
+@pytest.mark.parametrize("line", [b"X: " + b"x" * 20_000, b"X: " + b"x" * 20_000 + b"\r\n"])
+def test_a_header_is_bounded(world, line):
     peer = world.peer()
-    peer.send(b"GET /health HTTP/1.1\r\nX: " + b"x" * 20_000)
-    assert peer.answers()[0].status == 400
+    peer.send(b"GET /health HTTP/1.1\r\n" + line)
+    [found] = peer.answers()
+    assert (found.status, found.headers["connection"]) == (431, "close")
+    assert found.body == b"the head of the request is larger than 16384 bytes, the most that is accepted here\n"
+    assert world.metrics.value("refused_requests_total", "header_too_large") == 1
+    peer.send(b"Y: z\r\n\r\nGET /health HTTP/1.1\r\n\r\n")
+    assert peer.answers() == []
+    world.clock.advance(2)
     assert peer.closed
+    assert world.metrics.value("refused_requests_total", "slow_header") == 0
+
+
+def test_the_bound_of_a_header_can_be_chosen():
+    world = World(max_header_size=1024)
+    for size, status in ((900, 200), (1100, 431)):
+        peer = world.peer()
+        peer.send(b"GET /health HTTP/1.1\r\nX: " + b"x" * size + b"\r\n\r\n")
+        assert peer.answers()[0].status == status
 
 
 def test_the_number_of_headers_is_bounded(world):

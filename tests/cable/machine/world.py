@@ -108,6 +108,8 @@ class World:
             "history_barrier": BARRIER,
             "history_since_slack": 0,
             "max_commands_pending": 100,
+            "max_subscriptions": 0,
+            "max_commands_rate": 0,
             "broker_rules": (),
             "idempotency_ttl": 1e6,
         }

@@ -48,6 +48,7 @@ class ClientOutlet:
         factory: Clients
         #: A DirectTransport or a PlainTransport; None once the connection is gone.
         transport: Any
+        counted_as: str | None
         session: Session | None
         state: int
         wire: Wire

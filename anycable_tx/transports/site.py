@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel
+from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
@@ -370,7 +371,8 @@ class _Channel(HTTPChannel):
         text += b", the most that is accepted here\n"
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nServer: anycable-tx\r\nConnection: close\r\n"
-            b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (status, RESPONSES[status], TEXT, len(text), text)
+            b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, HTTPStatus(status).phrase.encode(), TEXT, len(text), text)
         )
         self.setTimeout(LINGER_SECONDS)
 

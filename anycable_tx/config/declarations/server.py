@@ -103,7 +103,7 @@ SERVER = (
         "largest head of a request",
         key="server.max_header_size",
         section="Server",
-        minimum=1024,
+        minimum=1,
         unit="bytes",
     ),
     Option(

@@ -6,7 +6,8 @@ import math
 import os
 import random
 import resource
-from collections.abc import Awaitable, Mapping
+import socket
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -41,11 +42,11 @@ GRACE = 0.8
 
 
 class Server:
-    """One node and everything it needs. ``start`` and ``stop`` are called once each."""
+    """One node and everything it needs. ``start`` and ``stop`` are called once each; for *sockets* see Listeners."""
 
     log = Logger()
 
-    def __init__(self, settings: Mapping[str, Any], reactor: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], reactor: Any, sockets: Iterable[socket.socket] = ()) -> None:
         self.settings = settings
         self.reactor = reactor
         self.metrics = Metrics()
@@ -70,7 +71,7 @@ class Server:
         )
         if settings["sse"]:
             self.sites.add_route(main, settings["sse_path"], EventEndpoint(self.factory))
-        self.listeners = Listeners(settings, reactor, self.factory, self.sites)
+        self.listeners = Listeners(settings, reactor, self.factory, self.sites, sockets)
         #: What has been started and not been stopped.
         self._started: list[Any] = []
         self._ready = False

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from anycable_tx.config.settings import Settings
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.logs import make_observer, route_stdlib
 from anycable_tx.providers import find
+from anycable_tx.supervisor import Notifier, inherited_sockets
 
 __all__ = ["AnyCableService", "Options", "makeService"]
 
@@ -111,6 +113,9 @@ class AnyCableService(Service):
     one ends it within a second; a start that fails ends it with status 1. HUP opens the log file anew and reads the
     TLS certificate again, USR1 rotates the log file.
 
+    *sockets* listen already; those with the number of one of our ports are used in its place, and they are ours then.
+    *notify* is called with ``READY=1`` when all ports accept, and with ``STOPPING=1`` when the stop begins.
+
     Without *twistd* the service touches neither signals nor logs. A start that fails raises from
     ``startService``, or, when that has returned, is logged; ``when_started`` tells.
     """
@@ -118,7 +123,15 @@ class AnyCableService(Service):
     log = Logger()
     name = "anycable"
 
-    def __init__(self, settings: Settings, reactor: Any, twistd: Any = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        twistd: Any = None,
+        *,
+        sockets: Iterable[socket.socket] = (),
+        notify: Callable[[str], None] = lambda state: None,
+    ) -> None:
         from anycable_tx.server import Server
 
         self._reactor = reactor
@@ -129,7 +142,8 @@ class AnyCableService(Service):
         self._waiting: list[Deferred[None]] = []
         self._failure: Failure | None = None
         self._ending = False
-        self.server = Server(settings, reactor)
+        self._notify = notify
+        self.server = Server(settings, reactor, sockets)
 
     # -- the log
 
@@ -200,6 +214,8 @@ class AnyCableService(Service):
         self._failure = failure
 
     def _tell(self, result: None) -> None:
+        if self._failure is None:
+            self._notify("READY=1")
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
             if self._failure is None:
@@ -267,6 +283,7 @@ class AnyCableService(Service):
     def stopService(self) -> Deferred[None]:
         """Stop gracefully; done when everything has ended. A start that is under way is given up."""
         super().stopService()
+        self._notify("STOPPING=1")
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -290,7 +307,10 @@ def makeService(options: Options) -> AnyCableService:
 
     use_monotonic_time(reactor)
     try:
-        return AnyCableService(options.settings, reactor, options.parent)
+        sockets = inherited_sockets(os.environ)
+        return AnyCableService(
+            options.settings, reactor, options.parent, sockets=sockets, notify=Notifier(os.environ)
+        )
     except ConfigurationError as e:
         print(f"anycable: {e}", file=sys.stderr)
         raise SystemExit(1) from None

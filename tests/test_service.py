@@ -427,7 +427,7 @@ def test_an_explicit_asyncio_reactor_is_respected(monkeypatch: pytest.MonkeyPatc
 def test_a_reactor_that_does_not_fit_ends_the_process_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise ConfigurationError("reactor: no")
 
     monkeypatch.setattr(service_module, "install_reactor", refuse)
@@ -451,7 +451,7 @@ def test_a_part_that_cannot_be_made_ends_the_process_with_one_line(
     options = Options()
     options.parseOptions(["--public", "--ignore_config_path"])
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise ConfigurationError("broker: cannot be loaded")
 
     monkeypatch.setattr(service_module, "AnyCableService", refuse)

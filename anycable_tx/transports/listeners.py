@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -13,6 +13,8 @@ from OpenSSL import SSL
 from twisted.internet import ssl
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorFDSet
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.transports.direct import DirectPort
@@ -91,16 +93,36 @@ def _tune(listening: socket.socket) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEPALIVE)
 
 
-class Listeners:
-    """Opens the ports, and closes them."""
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def __init__(self, settings: Mapping[str, Any], reactor: Any, factory: CableFactory, sites: Sites) -> None:
+
+class Listeners:
+    """Opens the ports, and closes them.
+
+    Of *sockets*, which listen already, those with the number of a port are used in its place; they are then ours.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        reactor: Any,
+        factory: CableFactory,
+        sites: Sites,
+        sockets: Iterable[socket.socket] = (),
+    ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._factory = factory
         self._sites = sites
         self._ports: list[Any] = []
         self._certificate: Certificate | None = None
+        self._inherited: dict[int, list[socket.socket]] = {}
+        for sock in sockets:
+            self._inherited.setdefault(sock.getsockname()[1], []).append(sock)
 
     def renew_certificate(self) -> None:
         """Read the certificate again, for new connections (CO-50). Raises ConfigurationError like ``open``."""
@@ -112,34 +134,69 @@ class Listeners:
         if self._settings["ssl_cert"]:
             self._certificate = Certificate(self._settings)
         main = "", self._settings["port"]
+        others = [place for place in self._sites.ports() if place != main]
+        self._check_inherited([main[1], *(port for _, port in others)])
         self._listen(*main, self._factory, direct=self._factory.direct)
-        for host, port in self._sites.ports():
-            if (host, port) != main:
-                self._listen(host, port, self._sites.site_for(port, host), direct=False)
+        for host, port in others:
+            self._listen(host, port, self._sites.site_for(port, host), direct=False)
+
+    def _check_inherited(self, wanted: list[int]) -> None:
+        """A socket that nobody accepts from would let its clients wait for ever."""
+        for number, sockets in self._inherited.items():
+            if number not in wanted:
+                raise ConfigurationError(
+                    f"LISTEN_FDS: nothing listens on the port of the inherited socket {_address(sockets[0])}; "
+                    f"the ports are {', '.join(map(str, wanted))}"
+                )
 
     def _listen(self, host: str, number: int, factory: Any, *, direct: bool) -> None:
-        host = host or self._settings["host"]
-        interface = "127.0.0.1" if host == "localhost" else host
-        try:
-            if direct:
-                port = DirectPort(number, factory, BACKLOG, interface, self._reactor)
-                port.startListening()
-            elif self._certificate is not None:
-                port = self._reactor.listenSSL(number, factory, self._certificate, BACKLOG, interface)
-            else:
-                port = self._reactor.listenTCP(number, factory, BACKLOG, interface)
-        except (CannotListenError, OSError) as e:
-            reason = getattr(e, "socketError", e)
-            raise ConfigurationError(f"cannot listen on {host}:{number}: {reason}") from None
+        inherited = self._inherited.pop(number, [])
+        for sock in inherited:
+            self._keep(self._adopt(sock, factory, direct=direct))
+        if not inherited:
+            self._keep(self._bind(host or self._settings["host"], number, factory, direct=direct))
+
+    def _keep(self, port: Any) -> None:
         self._ports.append(port)
         sock = getattr(port, "socket", None)  # not every reactor's ports show theirs
         if sock is not None:
             _tune(sock)
 
+    def _adopt(self, sock: socket.socket, factory: Any, *, direct: bool) -> Any:
+        """A port on an inherited socket. Connections that came before us wait there."""
+        self.log.info("Listen on the inherited socket {address}", address=_address(sock))
+        sock.setblocking(False)
+        with sock:  # the port has a descriptor of its own
+            if direct:
+                port = DirectPort._fromListeningDescriptor(self._reactor, sock.fileno(), sock.family, factory)
+                port.startListening()
+                return port
+            if self._certificate is not None:
+                factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
+            return self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+
+    def _bind(self, host: str, number: int, factory: Any, *, direct: bool) -> Any:
+        interface = "127.0.0.1" if host == "localhost" else host
+        try:
+            if direct:
+                port = DirectPort(number, factory, BACKLOG, interface, self._reactor)
+                port.startListening()
+                return port
+            if self._certificate is not None:
+                return self._reactor.listenSSL(number, factory, self._certificate, BACKLOG, interface)
+            return self._reactor.listenTCP(number, factory, BACKLOG, interface)
+        except (CannotListenError, OSError) as e:
+            reason = getattr(e, "socketError", e)
+            raise ConfigurationError(f"cannot listen on {host}:{number}: {reason}") from None
+
     async def close(self) -> None:
         """Accept no connections and no upgrades any more; open connections stay."""
         self._factory.accepting = False
         ports, self._ports = self._ports, []
+        unused, self._inherited = self._inherited, {}
+        for sockets in unused.values():
+            for sock in sockets:
+                sock.close()
         for port in ports:
             closing = port.stopListening()
             if closing is not None:

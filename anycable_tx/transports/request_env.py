@@ -61,7 +61,7 @@ class RequestEnvs:
         """The client's address: *peer*, unless that is a trusted proxy that names another (RA-35)."""
         if self._proxies is not None and self._proxies.trusts(peer):
             return self._proxies.client(head.headers.get("x-forwarded-for", "")) or peer
-        return peer
+        return peer.removeprefix("::ffff:")  # an IPv4 client of a socket that is for both
 
     def _filter_cookies(self, headers: dict[str, str]) -> None:
         """Keep the listed cookies, each followed by a semicolon; without any, there is no header (RA-33)."""

@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from twisted.internet import main, tcp
@@ -149,6 +149,11 @@ class HandReactor(TurningClock):
     def listenSSL(self, port: int, factory: Any, context: Any, backlog: int = 50, interface: str = "") -> Any:
         return self.listenTCP(port, TLSMemoryBIOFactory(context, False, factory, self), backlog, interface)
 
+    def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> Any:
+        listener = tcp.Port._fromListeningDescriptor(self, descriptor, family, factory)
+        listener.startListening()
+        return listener
+
     def turn(self, patience: float = 0) -> bool:
         """Timers that are due, then descriptors that are ready; says whether anything happened.
 
@@ -207,14 +212,16 @@ class Cable:
     """A server of public streams on a HandReactor, without listening sockets until ``listen``.
 
     *way* is 'direct' or 'plain'; *settings* are options of the server. With *whole* it is started as a server is,
-    and may be stopped so.
+    and may be stopped so. *sockets* listen already.
     """
 
-    def __init__(self, way: str, *, whole: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, way: str, *, whole: bool = False, sockets: Iterable[socket.socket] = (), **settings: Any
+    ) -> None:
         self.direct = way == "direct"
         self.reactor = HandReactor()
         given = {"noauth": True, "public_streams": True, "broker": "memory", "broadcast_key": "key", "port": 0}
-        self.server = Server(defaults(**(given | settings), fast_path=self.direct), self.reactor)
+        self.server = Server(defaults(**(given | settings), fast_path=self.direct), self.reactor, sockets)
         self.node = self.server.node
         self.factory = self.server.factory
         self.metrics = self.server.metrics

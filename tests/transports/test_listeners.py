@@ -192,3 +192,40 @@ def test_the_direct_path_is_used_where_it_applies(reactor, settings, applies, mo
     assert direct_path_applies(found, reactor) is applies
     monkeypatch.setattr("sys.platform", "darwin")
     assert not direct_path_applies(found, reactor)
+
+
+# -- inherited sockets
+
+
+def test_sockets_that_listen_already_take_the_place_of_a_port(cable):
+    one = socket.create_server(("127.0.0.1", 0))
+    port = one.getsockname()[1]
+    two = socket.create_server(("::1", port), family=socket.AF_INET6)
+    made = cable(port=port, sockets=[one, two])
+    assert made.listen() == [port, port]
+    for host in ("127.0.0.1", "::1"):
+        client = made.dial(port, host)
+        assert client.upgrade().status == 101
+        assert client.messages()
+    assert (one.fileno(), two.fileno()) == (-1, -1)
+    sock = made.server.listeners._ports[0].socket
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_port_without_an_inherited_socket_is_opened(cable):
+    other = free_port()
+    inherited = socket.create_server(("127.0.0.1", 0))
+    port = inherited.getsockname()[1]
+    made = cable(port=port, http_broadcast_port=other, sockets=[inherited])
+    assert made.listen() == [port, other]
+    assert made.dial(other).get("/health").status == 404
+
+
+def test_an_inherited_socket_that_nobody_would_accept_from_is_named(cable):
+    stray, port = socket.create_server(("127.0.0.1", 0)), free_port()
+    address = f"127.0.0.1:{stray.getsockname()[1]}"
+    made = cable(port=port, sockets=[stray])
+    with pytest.raises(ConfigurationError, match=f"port of the inherited socket {address}; the ports are {port}$"):
+        made.listen()
+    made.close_ports()
+    assert stray.fileno() == -1

@@ -174,3 +174,8 @@ def test_a_server_whose_list_of_proxies_is_wrong_does_not_start():
         ConfigurationError, match=r"trusted_proxies: '10\.0\.0\.0/x' is not accepted; expected an addr"
     ):
         Cable("direct", trusted_proxies=("10.0.0.0/x",))
+
+
+def test_an_ipv4_client_of_a_socket_for_both_has_an_ipv4_address():
+    assert shown(peer="::ffff:203.0.113.5").headers == {"REMOTE_ADDR": "203.0.113.5"}
+    assert shown(peer="2001:db8::7").headers == {"REMOTE_ADDR": "2001:db8::7"}

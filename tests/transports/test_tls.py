@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
 import warnings
 from collections.abc import Iterator
@@ -269,3 +270,11 @@ def test_a_chain_is_sent(tmp_path, files):
     [port] = made.listen()
     assert made.dial(port, tls=ssl.create_default_context(cafile=str(cert))).get("/health").status == 200
     made.close()
+
+
+def test_an_inherited_socket_speaks_tls_too(cable, trust):
+    inherited = socket.create_server(("127.0.0.1", 0))
+    port = inherited.getsockname()[1]
+    made = cable(port=port, sockets=[inherited])
+    assert made.listen() == [port]
+    assert made.dial(port, tls=trust).upgrade().status == 101

@@ -42,11 +42,21 @@ GRACE = 0.8
 
 
 class Server:
-    """One node and everything it needs. ``start`` and ``stop`` are called once each; for *sockets* see Listeners."""
+    """One node and everything it needs. ``start`` and ``stop`` are called once each.
+
+    For *sockets* see Listeners. Without *listen* no port is opened: connections come by ``factory.build_mounted``.
+    """
 
     log = Logger()
 
-    def __init__(self, settings: Mapping[str, Any], reactor: Any, sockets: Iterable[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        reactor: Any,
+        sockets: Iterable[socket.socket] = (),
+        *,
+        listen: bool = True,
+    ) -> None:
         self.settings = settings
         self.reactor = reactor
         self.metrics = Metrics()
@@ -74,6 +84,7 @@ class Server:
         self.listeners = Listeners(settings, reactor, self.factory, self.sites, sockets)
         #: What has been started and not been stopped.
         self._started: list[Any] = []
+        self._listen = listen
         self._ready = False
         self._hurried = False
         self._deadline = 0.0
@@ -114,7 +125,8 @@ class Server:
         self._announce_start()
         try:
             await self._start_parts()
-            self.listeners.open()
+            if self._listen:
+                self.listeners.open()
         except BaseException:
             self._deadline = self.reactor.seconds() + self.settings["shutdown_timeout"]
             # The ports close in the reactor's next turn; the failure is known now, before a daemon says it runs.
@@ -175,6 +187,8 @@ class Server:
             self._announce(broadcaster.announcement, context="broadcast", provider=name)
         for controller in self.controllers[-1:]:
             self._announce(controller.announcement)
+        if not self._listen:
+            return
         origin = f"{self.factory.scheme}://{settings['host']}:{settings['port']}"
         for path in settings["path"]:
             self.log.info("Handle WebSocket connections at {url}", url=origin + path)

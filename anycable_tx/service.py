@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import ILogObserver, Logger
@@ -19,6 +20,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 
+from anycable_tx.cable.messages import Publication
 from anycable_tx.config.options import Options as BaseOptions
 from anycable_tx.config.settings import Settings
 from anycable_tx.errors import ConfigurationError
@@ -114,6 +116,7 @@ class AnyCableService(Service):
     TLS certificate again, USR1 rotates the log file.
 
     *sockets* listen already; those with the number of one of our ports are used in its place, and they are ours then.
+    Without *listen* no port is opened: clients come through a CableResource (see ``embedding``).
     *notify* is called with ``READY=1`` when all ports accept, and with ``STOPPING=1`` when the stop begins.
 
     Without *twistd* the service touches neither signals nor logs. A start that fails raises from
@@ -130,6 +133,7 @@ class AnyCableService(Service):
         twistd: Any = None,
         *,
         sockets: Iterable[socket.socket] = (),
+        listen: bool = True,
         notify: Callable[[str], None] = lambda state: None,
     ) -> None:
         from anycable_tx.server import Server
@@ -143,7 +147,18 @@ class AnyCableService(Service):
         self._failure: Failure | None = None
         self._ending = False
         self._notify = notify
-        self.server = Server(settings, reactor, sockets)
+        self.server = Server(settings, reactor, sockets, listen=listen)
+
+    def publish(self, stream: str, data: Any, id: str = "") -> Deferred[None]:
+        """Publish *data*, anything that JSON can say, to *stream*; done when it is stored (P6).
+
+        The same *id* is stored and delivered once. Fails with BrokerUnavailable when it could not be stored.
+        """
+
+        async def publish() -> None:
+            await self.server.node.publish(Publication(stream, orjson.dumps(data), id=id))
+
+        return Deferred.fromCoroutine(publish())
 
     # -- the log
 

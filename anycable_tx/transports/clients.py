@@ -55,15 +55,16 @@ class Clients:
         self.connections = 0
         #: Those among them that are a client's, authenticated or not.
         self.upgraded = 0
-        #: Are clients accepted? Not any more once the ports are closed.
-        self.accepting = True
+        #: Are clients accepted? Not yet before the start, and not any more once the ports are closed.
+        self.accepting = False
         self._slow: set[_Connection] = set()
         self._write_timeout = float(settings["ws_write_timeout"])
         self._sweep = LoopingCall(self._drop_stalled)
         self._sweep.clock = reactor
 
     def start(self) -> None:
-        """Begin pings and sweeps."""
+        """Begin pings and sweeps, and accept clients."""
+        self.accepting = True
         self.heartbeat.start()
         self._sweep.start(self._write_timeout or 2.0, now=False)
 
@@ -90,7 +91,7 @@ class Clients:
         server is stopping.
         """
         if not self.accepting:
-            raise Refusal(503, "shutting down")
+            raise Refusal(503, "starting or shutting down")
         if self.max_connections and self.upgraded >= self.max_connections:
             raise Refusal(503, "too many connections")
         if self.addresses is not None:
@@ -100,7 +101,7 @@ class Clients:
 
     def peer(self, transport: Any) -> str:
         """The IP address at the other end of a connection's *transport*."""
-        if self.direct:
+        if transport.direct:
             return str(transport.client[0])
         return str(getattr(transport.real.getPeer(), "host", ""))
 

@@ -52,6 +52,7 @@ class DirectTransport(tcp.Server):
     if TYPE_CHECKING:
         protocol: Any
         socket: Any
+    direct = True
     logstr = repstr = "anycable"
     hostname = ""
     sessionno = 0

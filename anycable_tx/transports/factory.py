@@ -69,6 +69,7 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         self.native_pings: bool = settings["enable_native_pings"]
         self.expects_pongs = settings["pong_timeout"] > 0
         self._connection = self._connection_class()
+        self._mounted = type("Mounted", (self._connection,), {"__slots__": (), "direct": False})
 
     def _connection_class(self) -> type[CableConnection]:
         """A class whose defaults are what Autobahn sets on every instance, so that instances need not."""
@@ -82,6 +83,7 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         defaults.update(
             __slots__=(),
             factory=self,
+            direct=self.direct,
             peer="",
             precision=self.precision,
             is_open=resolved,
@@ -98,6 +100,10 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         """A new connection."""
         return self._connection()
 
+    def build_mounted(self) -> CableConnection:
+        """A connection for a transport of somebody else's, whatever our own are given; it has passed no request."""
+        return self._mounted()
+
     # -- asked by connections
 
     def connection_made(self, connection: CableConnection) -> None:
@@ -109,7 +115,7 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         """The site's protocol, connected to the transport of *connection*."""
         self.connections -= 1
         transport = connection.transport
-        if not self.direct:
+        if not transport.direct:
             transport = transport.real
             transport.unregisterProducer()
         channel = self.site.buildProtocol(transport.getPeer())

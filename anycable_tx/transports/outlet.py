@@ -123,7 +123,7 @@ class ClientOutlet:
 
     def slow_changed(self, slow: bool) -> None:
         """The backlog appeared or is gone."""
-        if self.factory.direct:
+        if self.transport is not None and self.transport.direct:
             self._show_slot()
         if slow:
             self.factory.slow_connection(self)

@@ -21,6 +21,7 @@ class PlainTransport:
     So the bytes a slow reader may hold are counted and can be dropped, whatever the transport is.
     """
 
+    direct = False
     __slots__ = ("_closing", "_paused", "_protocol", "_queue", "_size", "progressed", "real")
 
     def __init__(self, real: Any, protocol: Any) -> None:
@@ -62,6 +63,11 @@ class PlainTransport:
             self.real.write(data[start : start + PIECE])
             start += PIECE
         return data[start:]
+
+    def send(self, data: bytes) -> int:
+        """Take all of *data*, as a socket may: so it can be a slot beside sockets (see ``direct``)."""
+        self.write(data)
+        return len(data)
 
     def writeSequence(self, iovec: Any) -> None:
         """Like ``write`` of the joined parts."""

@@ -34,6 +34,8 @@ class CableConnection(WritingSide):
 
     #: Nanoseconds per unit of this client's ping timestamps.
     precision = PRECISIONS["s"]
+    #: Will the transport be the direct path's?
+    direct = False
     #: Must this client show life after a ping?
     expects_pongs = False
     #: What Addresses calls the client's address; None where they are not counted.
@@ -52,7 +54,7 @@ class CableConnection(WritingSide):
 
     def makeConnection(self, transport: Any) -> None:
         """A transport is connected: a DirectTransport, or any of Twisted's."""
-        self.transport = transport if self.factory.direct else PlainTransport(transport, self)
+        self.transport = transport if self.direct else PlainTransport(transport, self)
         self.factory.connection_made(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -107,11 +109,29 @@ class CableConnection(WritingSide):
             if not self.factory.paths.match(head.path):
                 self._serve_http(data)
                 return
-            upgrade = negotiate(head, self.factory.origins, compression=self.factory.compression)
-            self.factory.admit(self, head)
+            self._upgrade(head)
         except Refusal as refusal:
             self._refuse(refusal)
             return
+        rest = data[end + 4 :]
+        if rest and self.state == OPEN:
+            self._frames(rest)
+
+    def answer(self, head: Head) -> None:
+        """Answer a request whose head somebody else has read; what follows it comes to ``dataReceived``."""
+        self._out = []
+        try:
+            self._upgrade(head)
+        except Refusal as refusal:
+            self._refuse(refusal)
+        finally:
+            self._flush()
+            self._out = None
+
+    def _upgrade(self, head: Head) -> None:
+        """Raises Refusal."""
+        upgrade = negotiate(head, self.factory.origins, compression=self.factory.compression)
+        self.factory.admit(self, head)
         self.state = OPEN
         assert self._out is not None
         self._out.append(upgrade.response)
@@ -119,9 +139,6 @@ class CableConnection(WritingSide):
             self.wire = DEFLATE
             self._perMessageCompress = self.factory.decompressor()
         self._open(head, upgrade.token, extended=upgrade.extended)
-        rest = data[end + 4 :]
-        if rest and self.state == OPEN:
-            self._frames(rest)
 
     def _refuse(self, refusal: Refusal) -> None:
         self.factory.refused(refusal)

@@ -102,7 +102,8 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
 
     def build_mounted(self) -> CableConnection:
         """A connection for a transport of somebody else's, whatever our own are given; it has passed no request."""
-        return self._mounted()
+        connection: CableConnection = self._mounted()
+        return connection
 
     # -- asked by connections
 

@@ -1,6 +1,13 @@
 """Sphinx builds the documentation from this: ``sphinx-build -W -b html docs docs/_build``."""
 
+from typing import Any
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
 from anycable_tx import __version__
+from anycable_tx.config.load import load_schema
+from anycable_tx.config.migration import table
 
 project = "anycable-tx"
 author = "The anycable-tx authors"
@@ -17,3 +24,14 @@ html_theme = "furo"
 html_title = f"anycable-tx {release}"
 html_show_copyright = False
 nitpicky = True
+
+
+class AnycableGoOptions(SphinxDirective):
+    """What each option of anycable-go is here, as the schema has it now."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(table(load_schema()))
+
+
+def setup(app: Any) -> None:
+    app.add_directive("anycable-go-options", AnycableGoOptions)

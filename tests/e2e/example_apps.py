@@ -35,6 +35,7 @@ class Example:
 
 DJANGO = Example("django", ("manage.py", "runserver", "--noreload", f"{HOST}:{{port}}"), sends_json=False)
 FASTAPI = Example("fastapi", ("-m", "uvicorn", "chat.app:app", f"--host={HOST}", "--port={port}"), sends_json=True)
+FLASK = Example("flask", ("-m", "flask", "--app=chat", "run", f"--host={HOST}", "--port={port}"), sends_json=True)
 
 
 @dataclass

@@ -13,13 +13,13 @@ import pytest
 
 from anycable_tx.testing.checker import EventLog
 from anycable_tx.testing.client import CableClient, Disconnected, Rejected
-from tests.e2e.example_apps import DJANGO, FASTAPI, SECRET, Application, Example, running
+from tests.e2e.example_apps import DJANGO, FASTAPI, FLASK, SECRET, Application, Example, running
 from tests.e2e.node import Node
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module", params=[DJANGO, FASTAPI], ids=lambda example: example.name)
+@pytest.fixture(scope="module", params=[DJANGO, FASTAPI, FLASK], ids=lambda example: example.name)
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     """An example, and the server as its guide starts it."""
     example: Example = request.param

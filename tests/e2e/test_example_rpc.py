@@ -13,7 +13,7 @@ import pytest
 
 from anycable_tx.testing.client import CableClient
 from anycable_tx.testing.processes import HOST
-from tests.e2e.example_apps import DJANGO, FASTAPI, SECRET, Application, Example, Visitor, running
+from tests.e2e.example_apps import DJANGO, FASTAPI, FLASK, SECRET, Application, Example, Visitor, running
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,7 @@ NONSENSE = (
 )
 
 
-@pytest.fixture(scope="module", params=[DJANGO, FASTAPI], ids=lambda example: example.name)
+@pytest.fixture(scope="module", params=[DJANGO, FASTAPI, FLASK], ids=lambda example: example.name)
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     """An example, and a server that does not call it: the tests do."""
     example: Example = request.param

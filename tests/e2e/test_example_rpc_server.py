@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from anycable_tx.testing.client import BASE, CableClient, Disconnected, Rejected
-from tests.e2e.example_apps import DJANGO, FASTAPI, Application, Example, Visitor, running
+from tests.e2e.example_apps import DJANGO, FASTAPI, FLASK, Application, Example, Visitor, running
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module", params=[DJANGO, FASTAPI], ids=lambda example: example.name)
+@pytest.fixture(scope="module", params=[DJANGO, FASTAPI, FLASK], ids=lambda example: example.name)
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     """An example, and a server that calls it."""
     example: Example = request.param

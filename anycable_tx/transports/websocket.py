@@ -157,7 +157,7 @@ class CableConnection(WritingSide):
         """From now on the connection, which is plain HTTP, is *successor*'s; answers the transport it writes to."""
         transport = self.transport
         self.factory.connections += 1
-        if self.factory.direct:
+        if transport.direct:
             self._http = self.transport = None
             transport.protocol = successor
             return transport

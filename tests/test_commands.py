@@ -23,7 +23,7 @@ from tests.test_docs import PAGES, ROOT, blocks, ids
 
 #: Commands that are not run here as they are written, by what they begin with, and why.
 NOT_RUN = {
-    "docker": "there is no Docker where the tests run; test_deployment reads the Dockerfile and builds what it installs",
+    "docker": "there is no Docker where the tests run; test_deployment reads the Dockerfile",
     "pip install": "the tests run where everything is installed; .ci/run begins with it",
     "python -m venv": "the same",
     "npm install": "the same",
@@ -127,9 +127,7 @@ def test_the_server_starts_as_it_is_written(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "page", sorted({c.page for c in COMMANDS if is_request(c.text)}), ids=lambda page: ids(page)
-)
+@pytest.mark.parametrize("page", sorted({c.page for c in COMMANDS if is_request(c.text)}), ids=lambda page: ids(page))
 def test_requests_are_answered_as_they_are_written(page: Path) -> None:
     """Those to 8080 by a server with a secret, others by one for everybody."""
     api = free_port()

@@ -229,8 +229,8 @@ def test_service_budget_and_deployment_are_about_the_same_pods() -> None:
 def test_the_proxies_lead_to_the_servers_defaults(name: str) -> None:
     text = (CONF / name).read_text("utf-8")
     assert f"{HOST}:{DEFAULTS['port']}" in text
-    [path] = DEFAULTS["path"]
-    assert re.search(rf"(location|path) {path}\b", text)
+    for path in (*DEFAULTS["path"], DEFAULTS["sse_path"]):
+        assert re.search(rf"^[^#]*(location|path) .*\b{path.strip('/')}\b", text, re.M)
     seconds = [
         int(n) for n in re.findall(r"(?:read_timeout|timeout tunnel|timeout client|timeout server) +(\d+)s", text)
     ]

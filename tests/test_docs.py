@@ -209,6 +209,13 @@ def test_the_tests_of_the_example_provider_pass() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_what_examples_have_in_common_is_the_same() -> None:
+    """Each can be taken by itself, so they share no files."""
+    for name in ("realtime.py", "rooms.py", "room.html"):
+        copies = [EXAMPLES / framework / "chat" / name for framework in ("fastapi", "flask")]
+        assert copies[0].read_text("utf-8") == copies[1].read_text("utf-8")
+
+
 def test_the_statements_are_in_the_order_of_their_numbers() -> None:
     chapters = yaml.safe_load((ROOT / "docs" / "statements.yml").read_text("utf-8"))
     ids = [re.fullmatch(r"([A-Z]+)-?(\d+)", s["id"]) for chapter in chapters for s in chapter["statements"]]

@@ -27,6 +27,8 @@ _CHATTER = ("INF", "DBG", "TRC")
 _MONITOR = re.compile(r"Starting http monitor on \S+:(\d+)$")
 _ACCEPTS = "Server is ready"
 _DUPLICATE = "has a duplicate name"
+#: It warns of what it answers to us, who ask because we wait for it.
+_ASKED = "Healthcheck failed"
 #: So much of a line is kept.
 _LONGEST = 2000
 #: How often it is looked whether a process that closed its pipes has ended.
@@ -76,7 +78,11 @@ class Child(ProcessProtocol):
         self._open = {0, 1, 2}
         # Its environment is ours, without what is meant for us alone.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ANYCABLE_")}
-        self._process = self._reactor.spawnProcess(self, bound[0], bound, env=environment)
+        try:
+            self._process = self._reactor.spawnProcess(self, bound[0], bound, env=environment)
+        except OSError as e:
+            self.end = f"it cannot be run: {e.strerror}"
+            return
         self._process.write(configuration)
         self._process.closeStdin()
 
@@ -85,11 +91,11 @@ class Child(ProcessProtocol):
         """Its process id."""
         return int(self._process.pid)
 
-    def signal(self, name: str) -> None:
+    def signal(self, number: int) -> None:
         """Send it a signal, if it runs."""
         try:
             if not self.end:
-                self._process.signalProcess(name)
+                self._process.signalProcess(number)
         except ProcessExitedAlready:
             pass
 
@@ -159,7 +165,6 @@ class Child(ProcessProtocol):
         if level not in _CHATTER and level != "WRN" and text:
             self.complaint = text
         if text:
-            self.log.emit(self._level(level), "{text}", text=text, attrs={"context": "enats", "service": "nats"})
-
-    def _level(self, level: str) -> Any:
-        return self._chatter if level in _CHATTER else _LEVELS.get(level, LogLevel.warn)
+            chatter = level in _CHATTER or text.startswith(_ASKED)
+            shown = self._chatter if chatter else _LEVELS.get(level, LogLevel.warn)
+            self.log.emit(shown, "{text}", text=text, attrs={"context": "enats", "service": "nats"})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from signal import SIGKILL, SIGTERM, SIGUSR2
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger, LogLevel
 
-from anycable_tx.background import sleep
+from anycable_tx.background import Background, sleep
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.metrics import Metrics
 from anycable_tx.nats.binary import INSTALL, find
@@ -50,7 +51,7 @@ class EmbeddedNats:
             raise ConfigurationError(f"{wrong}; {INSTALL}")
         self._base_path = f"/{secrets.token_urlsafe(16)}"
         self._child: Child | None = None
-        self._work: Deferred[None] | None = None
+        self._background = Background(reactor, metrics)
         self._stopping = False
         self._why = "not started"
 
@@ -84,7 +85,7 @@ class EmbeddedNats:
         await running
         try:
             self._plan.prepare()
-            self._work = Deferred.fromCoroutine(self._run())
+            self._background.spawn(self._run())
             await self._wait()
         except BaseException:
             await self._end(0)
@@ -125,15 +126,12 @@ class EmbeddedNats:
     async def _run(self) -> None:
         """Run one child after the other, until it is stopped."""
         pause = Pause(self._reactor)
-        try:
-            while True:
-                lasted = await self._run_once()
-                if self._stopping:
-                    return
-                pause.lasted(lasted)
-                await pause.wait()
-        except CancelledError:
-            pass
+        while True:
+            lasted = await self._run_once()
+            if self._stopping:
+                return
+            pause.lasted(lasted)
+            await pause.wait()
 
     async def _run_once(self) -> float:
         """Run a child, until it ends. Answers for how many seconds it did."""
@@ -143,11 +141,8 @@ class EmbeddedNats:
         child = self._child = Child(self._reactor, secrets=self._plan.secrets, chatter=chatter)
         begun = self._reactor.seconds()
         child.run([self._binary, "-c", "/dev/stdin"], self._plan.configuration(self._base_path), self._plan.lock)
-        watching = Deferred.fromCoroutine(self._watch(child))
-        try:
-            await child.ended()
-        finally:
-            watching.cancel()
+        self._background.spawn(self._watch(child))
+        await child.ended()
         if not self._stopping:
             self._why = child.end
             self._metrics.count("embedded_nats_restarts_total")
@@ -156,13 +151,13 @@ class EmbeddedNats:
 
     async def _watch(self, child: Child) -> None:
         """Ask it, until it has said once that all is well."""
-        try:
-            while self._why:
-                await sleep(self._reactor, GLANCE)
-                if child.accepts and child.monitor_port:
-                    self._why = await Monitor(self._reactor, child.monitor_port, self._base_path).problem()
-        except CancelledError:
-            pass
+        why = self._why
+        while why and not child.end:
+            await sleep(self._reactor, GLANCE)
+            if child.accepts and child.monitor_port:
+                why = await Monitor(self._reactor, child.monitor_port, self._base_path).problem()
+                if not child.end and not self._stopping:
+                    self._why = why
 
     # -- stop
 
@@ -172,29 +167,28 @@ class EmbeddedNats:
         A server of a cluster first waits until the others have what it has, hands over what it leads, and sends its
         clients to them: one that follows another in a rolling restart takes nothing away.
         """
-        if self._plan.cluster and self._plan.jetstream:
-            self._stopping = True
-            await self._hand_over()
-        await self._end(ENDING)
+        self._stopping = True
+        patience = 0.0
+        try:
+            if self._plan.cluster and self._plan.jetstream:
+                await self._hand_over()
+            patience = ENDING
+        finally:
+            await self._end(patience)
 
     async def _hand_over(self) -> None:
         child = self._child
-        if child is None or child.end or not child.accepts:
-            return
-        try:
+        if child is not None and child.accepts and not child.end:
             await self._others_caught_up(child)
-            child.signal("USR2")
+            child.signal(SIGUSR2)
             await child.ends_within(LEAVING)
-        except CancelledError:
-            await self._end(0)
-            raise
 
     async def _others_caught_up(self, child: Child) -> None:
         monitor = Monitor(self._reactor, child.monitor_port, self._base_path)
         until = self._reactor.seconds() + CATCHING_UP
         while not child.end:
             try:
-                lagging = await monitor.lagging()
+                lagging = await monitor.lagging(self._plan.name)
             except Unanswered:
                 return
             if not lagging:
@@ -214,14 +208,13 @@ class EmbeddedNats:
         child = self._child
         try:
             if child is not None and not child.end:
-                child.signal("TERM")
+                child.signal(SIGTERM)
                 if not patience or not await child.ends_within(patience):
-                    child.signal("KILL")
+                    child.signal(SIGKILL)
                     await child.ends_within(DYING)
         except CancelledError:
             if child is not None:
-                child.signal("KILL")
+                child.signal(SIGKILL)
             raise
         finally:
-            if self._work is not None:
-                self._work.cancel()
+            self._background.cancel_all()

@@ -31,7 +31,7 @@ class Plan:
     and go on waiting for the old one.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
         self.settings = settings
         self.jetstream = settings["broker"] == "nats" or settings["enats_jetstream"]
         own = place("enats_addr", settings["enats_addr"])
@@ -42,12 +42,11 @@ class Plan:
         gateway = settings["enats_gateway"]
         self.gateway = place("enats_gateway", gateway) if gateway else None
         self.gateways = list(_gateways(settings["enats_gateways"]))
-        self.name, self.store = self._identity()
+        self.name, self.store = self._identity(environ.get("FLY_MACHINE_ID") or socket.gethostname())
 
-    def _identity(self) -> tuple[str, Path]:
+    def _identity(self, machine: str) -> tuple[str, Path]:
         """The name, and the store directory, which need not be there yet."""
         given, directory = self.settings["enats_server_name"], self.settings["enats_store_dir"]
-        machine = os.environ.get("FLY_MACHINE_ID") or socket.gethostname()
         made = f"ac-{machine}-{self.service.port}".replace(".", "-")
         if given and not _NAME.fullmatch(given):
             raise ConfigurationError(
@@ -81,7 +80,8 @@ class Plan:
             return
         try:
             self.store.mkdir(0o700, parents=True, exist_ok=True)
-            (self.store / "server_name").write_text(f"{self.name}\n", "utf-8")
+            if not self._known(self.store):
+                (self.store / "server_name").write_text(f"{self.name}\n", "utf-8")
         except OSError as e:
             raise ConfigurationError(f"enats_store_dir: cannot write to {self.store}: {e.strerror}") from e
 

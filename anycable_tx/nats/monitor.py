@@ -45,8 +45,8 @@ class Monitor:
             return ""
         return str(answer.body.get("error") or answer.body.get("status") or f"it answers with {answer.status}")
 
-    async def lagging(self) -> list[str]:
-        """The servers, by name, that do not have everything yet, or are away, of those that store the same as this.
+    async def lagging(self, own: str) -> list[str]:
+        """The servers that do not have everything yet, or are away, of those that store what *own*, this one, does.
 
         What they have is known where they are led. Raises Unanswered.
         """
@@ -54,10 +54,9 @@ class Monitor:
         groups = [told.get("meta_cluster")]
         for account in told.get("account_details") or ():
             groups += [stream.get("cluster") for stream in account.get("stream_detail") or ()]
-        own = told.get("server_name")
         found = set()
         for group in filter(None, groups):
-            leads = "leader_since" in group or group.get("leader") == own
+            leads = group.get("leader") == own
             for replica in group.get("replicas") or ():
                 if replica.get("offline") or (leads and not replica.get("current")):
                     found.add(str(replica.get("name")))

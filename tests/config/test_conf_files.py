@@ -17,7 +17,7 @@ def _load(name: str, **env: str) -> Settings:
     return load_settings([f"--config_path=conf/{name}"], env, str(ROOT))
 
 
-SHIPPED = ("anycable.yml", "backend.yml", "public.yml", "standalone.yml")
+SHIPPED = ("anycable.yml", "backend.yml", "cluster.yml", "public.yml", "standalone.yml")
 
 
 def test_every_shipped_configuration_is_loaded_here() -> None:
@@ -61,3 +61,11 @@ def test_the_backend_is_asked_over_grpc_unless_told_otherwise() -> None:
     assert settings["controllers"] == ("streams", "grpc")
     settings = _load("backend.yml", ANYCABLE_RPC_HOST="http://localhost:3000/_anycable", ANYCABLE_SECRET="s")
     assert settings["controllers"] == ("jwt", "streams", "http")
+
+
+def test_three_nodes_share_what_their_own_nats_servers_keep() -> None:
+    settings = _load("cluster.yml", ANYCABLE_SECRET="s")
+    assert settings.notices == ()
+    assert (settings["broker"], settings["pubsub"]) == ("nats", "nats")
+    assert settings["nats_servers"] == ("nats://127.0.0.1:4222",)
+    assert len(settings["enats_cluster_routes"]) == 3

@@ -137,6 +137,11 @@ class Process:
         return took
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def out(self) -> str:
         """What it wrote to standard output."""
         return self._out.read_text("utf-8")

@@ -38,7 +38,8 @@ class Embedded:
     def __init__(self, reactor: RealReactor, settings: Mapping[str, Any]) -> None:
         self.reactor = reactor
         self.metrics = Metrics()
-        self.nats = EmbeddedNats({**SETTINGS, **settings}, reactor, self.metrics)
+        self.settings = {**SETTINGS, **settings}
+        self.nats = EmbeddedNats(self.settings, reactor, self.metrics)
 
     def start(self, patience: float = 20.0) -> None:
         self.reactor.result(self.nats.start(), patience)

@@ -166,9 +166,10 @@ EMBEDDED = (
     Option(
         "enats_addr",
         default="nats://127.0.0.1:4222",
-        help="where clients connect to it",
+        help="where clients connect to it: nats://host:port, with user:password@ or token@ to ask for that",
         key="embedded_nats.service_addr",
         section=EMBEDDED_SECTION,
+        secret=True,
         tag="C",
     ),
     Option(
@@ -176,6 +177,7 @@ EMBEDDED = (
         help="where the other servers of its cluster connect to it, such as nats://0.0.0.0:5222",
         key="embedded_nats.cluster_addr",
         section=EMBEDDED_SECTION,
+        secret=True,
         tag="C",
     ),
     Option(
@@ -193,6 +195,7 @@ EMBEDDED = (
         "cluster addresses of other servers; one that is running is enough",
         key="embedded_nats.routes",
         section=EMBEDDED_SECTION,
+        secret=True,
         tag="C",
     ),
     Option(
@@ -200,6 +203,7 @@ EMBEDDED = (
         help="where other clusters connect to it",
         key="embedded_nats.gateway_addr",
         section=EMBEDDED_SECTION,
+        secret=True,
         tag="C",
     ),
     Option(
@@ -207,6 +211,7 @@ EMBEDDED = (
         help="other clusters: name:address,address;name:address",
         key="embedded_nats.gateways",
         section=EMBEDDED_SECTION,
+        secret=True,
         tag="C",
     ),
     Option(
@@ -218,14 +223,15 @@ EMBEDDED = (
     ),
     Option(
         "enats_store_dir",
-        help="where JetStream keeps its files; a directory named after the server, beside where it runs, without it",
+        help="where JetStream keeps its files; nats-data/<name of the server> in the working directory, without it",
         key="embedded_nats.jetstream_store_dir",
         section=EMBEDDED_SECTION,
         tag="C",
     ),
     Option(
         "enats_server_name",
-        help="its name, which has to stay the same and be another for each server of a cluster",
+        help="its name, which has to stay the same and be another for each server of a cluster; without it that "
+        "which the store directory had before, or ac-<machine>-<port>",
         key="embedded_nats.name",
         section=EMBEDDED_SECTION,
         tag="C",

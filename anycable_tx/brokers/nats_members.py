@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from anycable_tx.brokers.nats_nodes import Nodes
+from anycable_tx.brokers.nats_values import decode, encode
 from anycable_tx.cable.messages import Member
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.bucket import Bucket, Conflict, Entry
@@ -46,13 +47,13 @@ class Members:
     async def on(self, stream: str) -> list[Member]:
         """Who is present on *stream*, in no order."""
         entries = await self._bucket.entries(f"{token(stream)}.*")
-        found = map(_present, entries.values())
+        found = [decode(_Present, entry.value) for entry in entries.values()]
         return [Member(present.id, present.info) for present in found if present.sids]
 
     async def info(self, stream: str, id: str) -> bytes:
         """What is said of a member, as ``canonical``."""
         entry = await self._bucket.get(_key(stream, id))
-        return canonical(None if entry is None else _present(entry).info)
+        return canonical(None if entry is None else decode(_Present, entry.value).info)
 
     async def add(
         self, stream: str, id: str, sid: str, life: str, info: bytes, *, new: bool = False, untold: bool = False
@@ -64,7 +65,7 @@ class Members:
         key = _key(stream, id)
         entry = None if new else await self._bucket.get(key)
         while True:
-            present = _Present() if entry is None else _present(entry)
+            present = _Present() if entry is None else decode(_Present, entry.value)
             if not present.sids:
                 changed = True
                 present = _Present(stream, id, orjson.Fragment(info), {sid: life})
@@ -74,7 +75,7 @@ class Members:
                     return untold and len(present.sids) == 1
                 present = present._replace(info=orjson.Fragment(info), sids={**present.sids, sid: life})
             try:
-                await self._bucket.put(key, _dump(present), expected=entry.revision if entry else 0)
+                await self._bucket.put(key, encode(present), expected=entry.revision if entry else 0)
             except Conflict as e:
                 entry = e.entry
                 continue
@@ -86,14 +87,14 @@ class Members:
         key = _key(stream, id)
         entry = await self._bucket.get(key)
         while entry is not None:
-            present = _present(entry)
+            present = decode(_Present, entry.value)
             begun = present.teller == self._nodes.node and key not in self._told  # the answer to that was lost
             if present.sids.get(sid) != life and not begun:
                 return False
             sids = _without(present, sid)
             present = present._replace(sids=sids, teller="" if sids else self._nodes.node)
             try:
-                revision = await self._bucket.put(key, _dump(present), expected=entry.revision)
+                revision = await self._bucket.put(key, encode(present), expected=entry.revision)
             except Conflict as e:
                 entry = e.entry
                 continue
@@ -109,12 +110,12 @@ class Members:
         key = _key(stream, id)
         entry = await self._bucket.get(key)
         while entry is not None:
-            present = _present(entry)
+            present = decode(_Present, entry.value)
             if present.sids.get(sid) != life:
                 return canonical(present.info) if present.sids.get(heir) == heirs_life else None
             sids = {**_without(present, sid), heir: heirs_life}
             try:
-                await self._bucket.put(key, _dump(present._replace(sids=sids)), expected=entry.revision)
+                await self._bucket.put(key, encode(present._replace(sids=sids)), expected=entry.revision)
             except Conflict as e:
                 entry = e.entry
                 continue
@@ -125,7 +126,7 @@ class Members:
 
     def look(self, key: str, entry: Entry) -> None:
         """What a round finds."""
-        present = _present(entry)
+        present = decode(_Present, entry.value)
         if not present.sids and present.teller and self._nodes.is_gone(present.teller):
             self._untold.add(key)
 
@@ -149,11 +150,11 @@ class Members:
 
     async def _tell_again(self, key: str) -> None:
         entry = await self._bucket.get(key)
-        present = None if entry is None else _present(entry)
+        present = None if entry is None else decode(_Present, entry.value)
         if entry is not None and present is not None and not present.sids and self._nodes.is_gone(present.teller):
             present = present._replace(teller=self._nodes.node)
             try:
-                revision = await self._bucket.put(key, _dump(present), expected=entry.revision)
+                revision = await self._bucket.put(key, encode(present), expected=entry.revision)
             except Conflict:
                 revision = 0
             if revision:
@@ -179,16 +180,3 @@ def _key(stream: str, id: str) -> str:
 
 def _without(present: _Present, sid: str) -> dict[str, str]:
     return {one: life for one, life in present.sids.items() if one != sid}
-
-
-def _dump(present: _Present) -> bytes:
-    return orjson.dumps({name: part for name, part in present._asdict().items() if part or name == "info"})
-
-
-def _present(entry: Entry) -> _Present:
-    """What is in a key; nobody, where nobody here wrote it."""
-    try:
-        said = orjson.loads(entry.value)
-        return _Present(**{name: said[name] for name in _Present._fields if name in said})
-    except (TypeError, ValueError):
-        return _Present()

@@ -11,6 +11,7 @@ import orjson
 from anycable_tx.brokers.nats_members import Members, canonical
 from anycable_tx.brokers.nats_nodes import LEASE, Nodes, Rounds
 from anycable_tx.brokers.nats_sessions import SID
+from anycable_tx.brokers.nats_values import decode, encode
 from anycable_tx.cable.ids import new_epoch
 from anycable_tx.cable.messages import Member
 from anycable_tx.errors import BrokerUnavailable, PresenceRefused
@@ -155,7 +156,7 @@ class Presence:
             for each_sid in sorted({sid, heir}):
                 await turns.enter_async_context(self._turns.of(each_sid))
             entry = await self._bucket.get(sid)
-            if entry is None or (place := _place(entry)).teller:
+            if entry is None or (place := decode(_Place, entry.value)).teller:
                 return {}
             if sid == heir:
                 return await self._take(sid, place, entry.revision)
@@ -205,10 +206,10 @@ class Presence:
             streams = {stream: id for stream, (id, _) in own.streams.items()} | (further or {})
             place = _Place(self._nodes.node, own.life, streams, own.deadline)
             try:
-                own.revision = await self._bucket.put(sid, _dump(place), expected=own.revision)
+                own.revision = await self._bucket.put(sid, encode(place), expected=own.revision)
                 return True
             except Conflict as e:
-                there = None if e.entry is None else _place(e.entry)
+                there = None if e.entry is None else decode(_Place, e.entry.value)
                 known, own.revision = own.revision, 0 if e.entry is None else e.entry.revision
             if not make and (there is None or there.teller or there.node != self._nodes.node):
                 return False
@@ -291,13 +292,13 @@ class Presence:
         async with self._turns.of(sid):
             await self._catch_up(sid)
             entry = await self._bucket.get(sid)
-            while entry is not None and (left := self._left(place := _place(entry))) is not None:
+            while entry is not None and (left := self._left(place := decode(_Place, entry.value))) is not None:
                 if left > 1.0:
                     self._agenda.put(sid, left)
                     return
                 place = place._replace(teller=self._nodes.node)
                 try:
-                    revision = await self._bucket.put(sid, _dump(place), expected=entry.revision)
+                    revision = await self._bucket.put(sid, encode(place), expected=entry.revision)
                 except Conflict as e:
                     entry = e.entry
                     continue
@@ -323,7 +324,7 @@ class Presence:
         if "." in key:
             self._members.look(key, entry)
         elif key not in self._agenda:
-            left = self._left(_place(entry))
+            left = self._left(decode(_Place, entry.value))
             if left is not None:
                 self._agenda.put(key, max(left, 0.0))
 
@@ -352,7 +353,7 @@ class Presence:
                 await self._bucket.delete(sid, revision)
                 return
             except Conflict as e:
-                if e.entry is None or _place(e.entry).node != self._nodes.node:
+                if e.entry is None or decode(_Place, e.entry.value).node != self._nodes.node:
                     return
                 revision = e.entry.revision
 
@@ -391,16 +392,3 @@ class Presence:
             self._unsure.discard((sid, stream))
         self._agenda.drop(sid)
         self._late.discard(sid)
-
-
-def _dump(place: _Place) -> bytes:
-    return orjson.dumps({name: part for name, part in place._asdict().items() if part})
-
-
-def _place(entry: Entry) -> _Place:
-    """What is in a key; a session of no node that is present nowhere, where nobody here wrote it."""
-    try:
-        said = orjson.loads(entry.value)
-        return _Place(**{name: said[name] for name in _Place._fields if name in said})
-    except (TypeError, ValueError):
-        return _Place()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import NamedTuple
 
-import orjson
-
+from anycable_tx.brokers.nats_values import decode, encode
 from anycable_tx.nats.bucket import Entry
 
 __all__ = ["Held", "State", "held_in", "stand_in"]
@@ -33,7 +32,7 @@ class State(NamedTuple):
 
     def encode(self) -> str:
         """As the text that is kept with the record."""
-        return orjson.dumps({name: value for name, value in zip(self._fields, self, strict=True) if value}).decode()
+        return encode(self).decode()
 
 
 class Held(NamedTuple):
@@ -48,13 +47,8 @@ def held_in(entry: Entry | None) -> Held | None:
     """What is in a key. What nobody here wrote is a session of no node, without a record: it ends in its time."""
     if entry is None:
         return None
-    try:
-        said = orjson.loads(entry.meta)
-        return Held(
-            State(**{name: said[name] for name in State._fields if name in said}), entry.revision, entry.value
-        )
-    except (TypeError, ValueError):
-        return Held(State(), entry.revision)
+    state = decode(State, entry.meta)
+    return Held(state, entry.revision, entry.value if state != State() else b"")
 
 
 def stand_in(identifiers: str) -> str:

@@ -17,11 +17,14 @@ _LOG = "AC_H_default_"
 
 
 class NatsStore:
-    """Three servers with JetStream, each of which keeps everything. Nothing that happens here begins a new epoch."""
+    """Three servers with JetStream, each of which keeps everything.
 
-    restarts: frozenset[str] = frozenset()
+    Only an operator who deletes the log begins a new epoch.
+    """
+
+    restarts = frozenset({"deleted"})
     times: dict[str, tuple[float, ...]] = {
-        "rolling": (0.08, 0.3), "leader": (0.5,), "stall": (0.62,), "node": (0.55, 0.8),
+        "rolling": (0.08, 0.3), "leader": (0.5,), "stall": (0.62,), "node": (0.55, 0.8), "deleted": (0.93,),
     }  # fmt: skip
     ready_within = 30.0
 
@@ -37,8 +40,10 @@ class NatsStore:
         return self._options
 
     def fault(self, what: str, nodes: list[Server]) -> None:
-        """Do *what* to it: restart one server after the other, kill the leader of the log, or let it stall."""
-        faults: dict[str, Callable[[], None]] = {"rolling": self._roll, "leader": self._kill, "stall": self._stall}
+        """Do *what* to it: restart one server after the other, kill the leader, let it stall, or delete the log."""
+        faults: dict[str, Callable[[], None]] = {
+            "rolling": self._roll, "leader": self._kill, "stall": self._stall, "deleted": self._delete,
+        }  # fmt: skip
         faults[what]()
 
     def add(self, id: str, stream: str) -> bool | None:
@@ -66,6 +71,11 @@ class NatsStore:
         finally:
             leader.resume()
         self._recover()
+
+    def _delete(self) -> None:
+        answer = self._cluster.ask_api(f"STREAM.DELETE.{self._log()}")
+        if not answer.get("success"):
+            raise ProcessFailed(f"the log was not deleted: {answer}")
 
     def _log(self) -> str:
         (name,) = (name for name in self._streams() if name.startswith(_LOG))

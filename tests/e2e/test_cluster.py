@@ -31,3 +31,12 @@ def test_clients_miss_nothing_whatever_becomes_of_the_nats_servers() -> None:
     assert clean(report, plan), f"{report.counts}\n{report}"
     assert report.counts["resumes"] >= 50
     assert report.counts["replayed"] > 0
+
+
+@pytest.mark.statement("BR-67", "CP-151", "P3", "F40", "F54")
+def test_clients_are_told_when_an_operator_deletes_the_log() -> None:
+    plan = Plan(nodes=3, clients=30, seconds=6, rate=60, faults={"deleted": (0.4,)}, broker="nats")
+    report = run(plan)
+    assert clean(report, plan), f"{report.counts}\n{report}"
+    assert report.counts["refusals"] > 0
+    assert report.counts["resumes"] > 0

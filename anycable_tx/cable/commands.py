@@ -58,9 +58,10 @@ async def _execute(session: Session, command: Command) -> None:
 
 
 class Opening(NamedTuple):
-    """What became of a ``subscribe``. ``subscription``: it was confirmed, and ``settle`` has to follow."""
+    """What became of a ``subscribe``, up to the ``subscription``'s confirmation; the rest is for ``settle``."""
 
     status: Status
+    session: Session
     command: Command
     reply: Reply | None = None
     subscription: Subscription | None = None
@@ -79,7 +80,7 @@ async def open_subscription(session: Session, command: Command) -> Opening:
     identifier = intern(command.identifier)
     if identifier in session.subscriptions:
         # Confirmed already; a second confirmation would make clients unsubscribe (CP-32).
-        return Opening(Status.SUCCESS, command)
+        return Opening(Status.SUCCESS, session, command)
     services = session.services
     if 0 < services.max_subscriptions <= len(session.subscriptions):
         services.metrics.count("subscription_rejects_total", reason="too_many_subscriptions")
@@ -91,29 +92,31 @@ async def open_subscription(session: Session, command: Command) -> Opening:
     if not session.is_open():
         if reply is not None and reply.reached and reply.status is not Status.FAILURE:
             session.leave_unfinished(identifier, reply.istate)  # the backend may have carried it out (RA-16)
-        return Opening(Status.ERROR, command)
+        return Opening(Status.ERROR, session, command)
     if reply is None or reply.status is Status.ERROR:
         # Silence: official clients ask again by themselves (RA-13).
         services.metrics.count("failed_client_msg_total")
-        return Opening(Status.ERROR, command)
+        return Opening(Status.ERROR, session, command)
     if reply.status is Status.FAILURE:
         # A refused subscription joins no stream and leaves no state (RA-3).
         services.metrics.count("subscription_rejects_total", reason=reply.reason or "rejected")
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
-        _disconnect_if_asked(session, reply)
-        return Opening(Status.FAILURE, command)
+        return Opening(Status.FAILURE, session, command, reply)
     subscription = Subscription(session, identifier)
     held = await apply_reply(subscription, reply)
-    return Opening(Status.SUCCESS, command, reply, subscription, held)
+    return Opening(Status.SUCCESS, session, command, reply, subscription, held)
 
 
 async def settle(opening: Opening) -> None:
-    """Answer what was asked for with the subscription, and let it live."""
-    _, command, reply, subscription, held = opening
-    if subscription is None or reply is None:
+    """Answer what was asked for with the subscription, and let it live; or do what goes with a rejection."""
+    _, session, command, reply, subscription, held = opening
+    if reply is None:
         return
-    session, ask = subscription.session, command.history
+    if subscription is None:
+        _disconnect_if_asked(session, reply)
+        return
+    ask = command.history
     if ask is not None and ask.since > 0:
         for attachment in held:
             attachment.base = AWAITED

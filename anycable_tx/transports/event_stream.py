@@ -107,7 +107,6 @@ class EventStream(ClientOutlet):
         if session is None or not session.is_open():
             return
         session.services.metrics.count("client_msg_total", len(self._commands))
-        self._refusal = (400, "rejected", "the subscription was rejected")
         try:
             opened = []
             for command in self._commands:
@@ -115,11 +114,12 @@ class EventStream(ClientOutlet):
                 if opening.status is Status.ERROR:
                     session.disconnect(_TRY_AGAIN, "Undecided")
                 elif opening.status is Status.FAILURE:
+                    self._refusal = (400, "rejected", "the subscription was rejected")
                     session.disconnect(_NORMAL, "Rejected")
                 if not session.is_open():
                     return
                 opened.append(opening)
-            self._opening, self._refusal = False, None
+            self._opening = False
             if not (self.wire.raw and self._asking):
                 self._commit()
             for opening in opened:
@@ -240,7 +240,7 @@ class EventStream(ClientOutlet):
             self._end(self.wire.end)
         elif code == _TRY_AGAIN:
             self.turn_away("unavailable")
-        elif self._refusal is not None and code == _NORMAL:
+        elif self._refusal is not None:
             self._refuse(*self._refusal)
         elif self.session is None or self.session.is_closed() or not self.session.was_admitted():
             self._refuse(401, "unauthorized")

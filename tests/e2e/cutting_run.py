@@ -48,7 +48,7 @@ class Plan:
     seed: int = 0
 
 
-class _Traffic(threading.Thread):
+class Traffic(threading.Thread):
     """Publishes at a steady rate until told to stop."""
 
     def __init__(self, publisher: Publisher, plan: Plan):
@@ -87,7 +87,7 @@ def _subscribing(plan: Plan) -> Callable[[CableClient, str], Awaitable[Any]]:
 async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog) -> int:
     """Carry out the plan; answers how many connections the server holds for clients that have a newer one."""
     clients = await connect(plan, [proxy.url()], log, _subscribing(plan))
-    traffic = _Traffic(target.publisher(log=log), plan)
+    traffic = Traffic(target.publisher(log=log), plan)
     traffic.start()
     try:
         cutting = asyncio.create_task(cut(plan, [proxy], time.monotonic() + plan.seconds))

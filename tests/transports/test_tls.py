@@ -20,6 +20,7 @@ from anycable_tx.config.load import defaults
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.testing.processes import free_port
 from anycable_tx.transports.listeners import tls_context
+from tests.transports.event_reader import Reader
 from tests.transports.support import CLOSE, Cable, Client, command, identifier, masked
 
 
@@ -167,6 +168,28 @@ def test_a_reader_that_takes_nothing_is_dropped(cable, trust):
     made.wait(4.5, 0.5)
     assert session.outlet.transport is None
     assert made.metrics.value("closed_connections_total", "write_timeout") == 1
+
+
+def test_events_flow_resume_and_end_like_over_plain_tcp(cable, trust):
+    made = cable(sse=True)
+    [port] = made.listen()
+    reader = Reader(made, client=made.dial(port, tls=trust), stream="chat")
+    reader.client.until(lambda received: b"confirm_subscription" in received)
+    reader.events()
+    for n in range(2):
+        made.publish("chat", f"{n} " + "x" * 100_000)
+    reader.client.until(lambda received: len(received) > 200_000)
+    first, second = reader.events()
+    assert (first.data[:2], second.data[:2]) == ("0 ", "1 ")
+    back = Reader(made, client=made.dial(port, tls=trust), headers={"Last-Event-ID": first.id}, stream="chat")
+    back.client.until(lambda received: b"confirm_history" in received)
+    assert [event.data for event in back.events()[2:-1]] == [second.data]
+    for session in made.node.sessions:
+        session.disconnect(1000, "enough", "enough", reconnect=True)
+    reader.client.until(lambda received: b"0\r\n\r\n" in received)
+    assert [event.type for event in reader.events()] == ["disconnect"]
+    made.wait(11, 0.5)  # these clients do not close their side
+    assert made.factory.connections == 0
 
 
 @pytest.mark.statement("CP-135")

@@ -1,4 +1,4 @@
-// Opens page.html in Chromium, by JSON lines: an order a line on standard input, events and answers on standard output.
+// Opens a page in Chromium, by JSON lines: an order a line on standard input, events and answers on standard output.
 
 import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
@@ -41,9 +41,9 @@ await page.exposeFunction('report', say)
 page.on('pageerror', err => say({ event: 'failed', client: 'page', reason: String(err) }))
 
 const orders = {
-  async open({ url, stream }) {
+  async open({ url, stream, file = 'page.html' }) {
     const query = new URLSearchParams({ cable: url, stream })
-    await page.goto(`http://127.0.0.1:${files.address().port}/page.html?${query}`)
+    await page.goto(`http://127.0.0.1:${files.address().port}/${file}?${query}`)
   },
   shown: () => page.locator('ol > li').allTextContents()
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.e2e.process import Process
 from tests.e2e.test_process_certificate import certify
 
 pytestmark = pytest.mark.e2e
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "sse.md"
 
 
 @pytest.fixture
@@ -34,10 +36,14 @@ def events() -> Iterator[Server]:
         yield running
 
 
-@contextmanager
-def curl(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def curl(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """curl, reading."""
-    process = subprocess.Popen(["curl", "-sN", *arguments], stdout=subprocess.PIPE, text=True)
+    return ended(subprocess.Popen(["curl", "-sN", *arguments], stdout=subprocess.PIPE, text=True))
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is over when the block is."""
     try:
         yield process
     finally:
@@ -52,6 +58,11 @@ def block(process: subprocess.Popen[str]) -> list[str]:
     while line := process.stdout.readline().rstrip("\n"):
         lines.append(line)
     return lines
+
+
+def masked(lines: list[str]) -> list[str]:
+    """An event without what is another one each time."""
+    return [re.sub(r'"sid":"[^"]+"|/\w+/', "", line) for line in lines]
 
 
 @pytest.mark.timeout(180)
@@ -125,6 +136,31 @@ def test_curl_reads_a_stream_and_goes_on_where_it_was(events: Server) -> None:
             found = [block(reading) for _ in range(4)]
         assert found[2] == ['data: {"n":2}', id.replace("1/", "2/", 1)]
         assert found[3][0] == "event: confirm_history"
+
+
+def test_the_commands_of_the_guide_show_what_it_says() -> None:
+    text = GUIDE.read_text("utf-8")
+    start, listen, publish, come_back, post = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    shown = re.findall(r"^```text\n(.*?)^```", text, re.M | re.S)[0].strip().split("\n\n")
+
+    def run(command: str, id: str = "") -> subprocess.Popen[str]:
+        for port, actual in (("8080", target.port), ("8090", target.broadcast_port)):
+            command = command.replace(f"localhost:{port}", f"{HOST}:{actual}")
+        command = command.replace("1/fNg4WkXB/chat", id).replace("curl -N", "exec curl -sN")
+        return subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True)
+
+    with server(*start.partition(" anycable ")[2].split()) as target:
+        with ended(run(listen)) as reading:
+            found = [block(reading) for _ in range(2)]
+            with run(publish) as publishing:
+                assert publishing.wait(10) == 0
+            found.append(block(reading))
+        assert [masked(lines) for lines in found] == [masked(event.split("\n")) for event in shown]
+        with ended(run(come_back, found[2][1][4:])) as reading:
+            assert [block(reading)[0] for _ in range(3)][2] == "event: confirm_history"
+        with ended(run(post)) as reading:
+            kinds = [block(reading)[0].removeprefix("event: ") for _ in range(5)]
+        assert kinds == ["welcome", *["confirm_subscription"] * 2, "presence", "confirm_history"]
 
 
 @pytest.mark.statement("HE-33", "HE-32")

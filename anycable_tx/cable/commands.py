@@ -85,7 +85,7 @@ async def open_subscription(session: Session, command: Command) -> Opening:
     if 0 < services.max_subscriptions <= len(session.subscriptions):
         services.metrics.count("subscription_rejects_total", reason="too_many_subscriptions")
         session.send(codec.reject_frame(identifier))
-        return Opening(Status.FAILURE, command)
+        return Opening(Status.FAILURE, session, command)
     reply = await services.controllers.subscribe(session.view(), identifier)
     if reply is not None and (reply.reached or reply.status is not Status.ERROR):
         session.disconnectable |= services.interested(reply.disconnect_interest)

@@ -34,6 +34,8 @@ __all__ = ["EventStream"]
 _log = Logger()
 #: The close codes of a session that was refused, and of one that may do better the next time.
 _NORMAL, _TRY_AGAIN = 1000, 1011
+#: The headers of an answer that has begun: they need no memory any more.
+_SPENT: Mapping[str, str] = {}
 #: The notices that say where a subscription stands.
 _PLACED = frozenset(("confirm_subscription", "confirm_history", "reject_history"))
 
@@ -84,7 +86,7 @@ class EventStream(ClientOutlet):
         self._endpoint = endpoint
         self._headers = headers
         self._commands = commands
-        self._asking = {command.identifier for command in commands if command.history is not None}
+        self._asking = frozenset(command.identifier for command in commands if command.history is not None)
         #: What is written once the answer is known to be no refusal; None since then.
         self._held: list[bytes] | None = []
         #: The subscriptions do not stand yet.
@@ -123,7 +125,8 @@ class EventStream(ClientOutlet):
             if not (self.wire.raw and self._asking):
                 self._commit()
             for opening in opened:
-                await settle(opening)
+                if session.is_open():
+                    await settle(opening)
             self._commit()
         except BrokerUnavailable:
             session.services.metrics.count("broker_errors_total")
@@ -138,6 +141,7 @@ class EventStream(ClientOutlet):
             return
         held, self._held = self._held, None
         self.transport.write(self._head(200) + b"".join(held))
+        self._headers, self._commands = _SPENT, []
         self._endpoint.open.add(self)
         if self.factory.ping_interval > 0:
             self.factory.heartbeat.add(self, self.factory.ping_interval)

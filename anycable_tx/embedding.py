@@ -39,6 +39,8 @@ class CableResource(Resource):
     def render(self, request: Request) -> Any:
         """Take the connection over if it asks for a WebSocket, and answer 400 otherwise."""
         channel: Any = request.channel
+        if channel is None:  # gone while somebody else decided whether it may come here
+            return NOT_DONE_YET
         if not isinstance(channel, HTTPChannel):
             return answer(request, 400, "WebSocket connections need HTTP/1.1")
         if not request.requestHeaders.hasHeader(b"upgrade"):

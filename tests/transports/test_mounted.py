@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import Site
+from twisted.web.util import DeferredResource
 
 from anycable_tx.embedding import CableResource
 from anycable_tx.service import AnyCableService
@@ -35,6 +38,10 @@ class House:
         root.putChild(b"page", Page())
         root.putChild(b"inside", inside)
         inside.putChild(b"cable", CableResource(service))
+        #: Its callback lets those in who wait at /guarded.
+        self.decision: Deferred[Resource] = Deferred()
+        self.resource = CableResource(service)
+        root.putChild(b"guarded", DeferredResource(self.decision))
         site = Site(root, timeout=60, reactor=made.reactor)
         if tls is None:
             self.port = made.reactor.listenTCP(0, site, interface="127.0.0.1")
@@ -109,6 +116,35 @@ def test_the_sites_own_timeout_cuts_nobody(house):
     it.made.publish("chat", 1)
     client.until(bool)
     assert client.payloads() == [1]
+
+
+def test_a_resource_may_take_its_time_to_let_somebody_in(house):
+    it = house()
+    client = it.dial()
+    client.send(upgrade_request("/guarded"))
+    assert not client.received
+    it.decision.callback(it.resource)
+    assert client.head().status == 101
+    client.send(command("subscribe", identifier=identifier()))
+    client.until(lambda received: b"confirm" in received)
+
+
+def test_who_left_before_that_leaves_nothing(house):
+    it = house()
+    client = it.dial()
+    client.send(upgrade_request("/guarded"))
+    client.sock.close()
+    it.made.run()
+    events: list[Any] = []
+    observer = events.append
+    globalLogPublisher.addObserver(observer)
+    try:
+        it.decision.callback(it.resource)
+        it.made.run()
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert [event for event in events if "log_failure" in event] == []
+    assert (it.made.factory.connections, len(it.made.node.sessions)) == (0, 0)
 
 
 def shown(made: Cable) -> list[Any]:

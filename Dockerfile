@@ -21,6 +21,7 @@ VOLUME /var/lib/anycable
 EXPOSE 8080 8090
 # The process gets the signal itself and drains; give it the time: docker stop --time 40.
 STOPSIGNAL SIGTERM
+# Over plain HTTP; with ssl_cert it has to be replaced (--no-healthcheck, --health-cmd).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('ANYCABLE_PORT', os.environ.get('PORT', '8080')) + '/health', timeout=2)"]
 ENTRYPOINT ["anycable-tx"]

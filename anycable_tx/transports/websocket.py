@@ -222,7 +222,10 @@ class CableConnection(WritingSide):
             start = body + size
             if self.state != OPEN:
                 return
-        self.data = data[start:]
+        if end - start >= 2 and (data[start] != 0x81 or data[start + 1] < 128):
+            self._dataReceived(data[start:])  # what it begins with may be wrong already
+        else:
+            self.data = data[start:]
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message that came through Autobahn."""

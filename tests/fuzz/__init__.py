@@ -1,0 +1,1 @@
+"""Random input for everything that others can write to (F64)."""

@@ -31,7 +31,17 @@ from zope.interface import implementer
 
 from anycable_tx.errors import ConfigurationError
 
-__all__ = ["FORMATS", "LEVELS", "make_observer", "masked_url", "route_stdlib", "shorten"]
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "Observer",
+    "make_observer",
+    "masked_url",
+    "plain",
+    "route_stdlib",
+    "shorten",
+    "traceback_of",
+]
 
 #: The names of the option ``log_level`` and the least level each lets through.
 LEVELS = {"debug": LogLevel.debug, "info": LogLevel.info, "warn": LogLevel.warn, "error": LogLevel.error}
@@ -73,7 +83,7 @@ def make_observer(stream: TextIO, *, format: str, level: str, node_id: str) -> I
     # Twisted's log files do not know the question.
     coloured = hasattr(stream, "isatty") and stream.isatty()
     write = _json if format == "json" else _text_writer(coloured)
-    return _Observer(stream, write, LEVELS[level], node_id)
+    return Observer(stream, write, level, node_id)
 
 
 def shorten(payload: str | bytes, limit: int = 100) -> str:
@@ -124,13 +134,15 @@ def route_stdlib(publish: Callable[[LogEvent], None] = globalLogPublisher) -> Ca
 
 
 @implementer(ILogObserver)
-class _Observer:
+class Observer:
+    """Writes to *stream* what *write* makes of each record of at least *level* and its text and attributes."""
+
     def __init__(
-        self, stream: TextIO, write: Callable[[LogEvent, str, dict[str, Any]], str], level: Any, node_id: str
+        self, stream: Any, write: Callable[[LogEvent, str, dict[str, Any]], str], level: str, node_id: str
     ) -> None:
         self._stream = stream
         self._write = write
-        self._level = level
+        self._level = LEVELS[level]
         self._node_id = node_id
 
     def __call__(self, event: LogEvent) -> None:
@@ -168,7 +180,7 @@ def _text_writer(coloured: bool) -> Callable[[LogEvent, str, dict[str, Any]], st
             name = f"{colour}{name}{_RESET}"
         pairs = " ".join([f"{key}={_quoted(value)}" for key, value in attributes.items()])
         stamp = f"{time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d}"
-        return f"{stamp} {name} {_CONTROL.sub(_escaped, message)} {pairs}\n{_traceback(event)}"
+        return f"{stamp} {name} {_CONTROL.sub(_escaped, message)} {pairs}\n{traceback_of(event)}"
 
     return write
 
@@ -181,16 +193,18 @@ def _json(event: LogEvent, message: str, attributes: dict[str, Any]) -> str:
         "msg": message,
     }
     for key, value in attributes.items():
-        record.setdefault(key, _plain(value))
-    traceback = _traceback(event)
+        record.setdefault(key, plain(value))
+    traceback = traceback_of(event)
     if traceback:
         record.setdefault("traceback", traceback)
     return json.dumps(record) + "\n"
 
 
-def _traceback(event: LogEvent) -> str:
+def traceback_of(event: LogEvent) -> str:
+    """That of the record's failure, or the one that came with it from another process; '' without."""
     failure: Failure | None = event.get("log_failure")
-    return "" if failure is None else failure.getTraceback().rstrip("\n") + "\n"
+    text: str = event.get("traceback", "") if failure is None else failure.getTraceback()
+    return text and text.rstrip("\n") + "\n"
 
 
 def _quoted(value: Any) -> str:
@@ -220,16 +234,16 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> Any:
-    """*value* as something JSON has."""
+def plain(value: Any) -> Any:
+    """The value of an attribute as something JSON has."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {_word(key): _plain(part) for key, part in value.items()}
+        return {_word(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return _word(value)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import resource
 import socket
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from anycable_tx import __version__
+from anycable_tx.announce import announce_start
 from anycable_tx.api.rest import RestAPI, has_api
 from anycable_tx.cable.session import Session
 from anycable_tx.controllers.chain import Chain
@@ -33,7 +31,7 @@ from anycable_tx.transports.site import Readiness, Sites
 if TYPE_CHECKING:
     from anycable_tx.nats.embedded import EmbeddedNats
 
-__all__ = ["Server"]
+__all__ = ["GRACE", "Server", "embedded_nats"]
 
 #: How often a waiting stop looks again, in seconds.
 GLANCE = 0.05
@@ -68,7 +66,7 @@ class Server:
         self.controllers: list[IController] = []
         self.broadcasters: list[IBroadcaster] = []
         #: The NATS server that runs beside this one, if there is one.
-        self.embedded = _embedded_nats(settings, reactor, self.metrics)
+        self.embedded = embedded_nats(settings, reactor, self.metrics)
         self._build_providers()
         main = settings["port"]
         if settings["health_path"]:
@@ -122,7 +120,7 @@ class Server:
         Raises ConfigurationError for what cannot start, and whatever a provider raises. Then, and when it is
         cancelled, what had been started is stopped again.
         """
-        self._announce_start()
+        announce_start(self.log, self.settings, self.reactor)
         try:
             await self._start_parts()
             if self._listen:
@@ -161,25 +159,6 @@ class Server:
     async def _start(self, part: Any) -> None:
         await part.start()
         self._started.append(part)
-
-    def _announce_start(self) -> None:
-        settings: Any = self.settings
-        if settings.presets:
-            presets = ",".join(settings.presets)
-            self.log.info("load presets", attrs={"context": "config", "presets": presets})
-        if settings["log_level"] == "debug":
-            self.log.debug("Debug mode is on")
-        self.log.info(
-            "Starting AnyCable {version} (pid: {pid}, open file limit: {files}, reactor: {name})",
-            version=f"{__version__}-tx",
-            pid=os.getpid(),
-            files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            name=type(self.reactor).__name__,
-        )
-        if settings.config_file:
-            self.log.info("Using configuration from file: {path}", path=settings.config_file)
-        for notice in settings.notices:
-            self.log.warn("{notice}", notice=notice, attrs={"context": "config"})
 
     def _announce_service(self) -> None:
         settings = self.settings
@@ -346,7 +325,8 @@ class Server:
         return max(int(self.settings["shutdown_pool_size"]), math.ceil(count / steps)), GLANCE
 
 
-def _embedded_nats(settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> EmbeddedNats | None:
+def embedded_nats(settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> EmbeddedNats | None:
+    """The NATS server that runs beside this one, if the settings want it."""
     if not settings["embed_nats"]:
         return None
     from anycable_tx.nats.embedded import EmbeddedNats

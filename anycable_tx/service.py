@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
+from twisted.application.reactors import installReactor
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import ILogObserver, Logger
@@ -47,7 +48,7 @@ def install_reactor(settings: Settings, explicit: str | None) -> None:
     ConfigurationError says so.
     """
     needy = [p.name for p in _chosen(settings) if p.needs_asyncio]
-    if not needy:
+    if not needy or (settings["workers"] > 1 and not explicit):  # then each worker installs its own
         return
     if "twisted.internet.reactor" in sys.modules or explicit:
         from twisted.internet import reactor
@@ -69,6 +70,17 @@ def install_reactor(settings: Settings, explicit: str | None) -> None:
     # Providers start before the loop runs, when asyncio cannot find it by itself.
     asyncio.set_event_loop(loop)
     asyncioreactor.install(loop)
+
+
+def reactor_of(settings: Settings, chosen: str | None) -> Any:
+    """The reactor of a process that twistd does not run: the *chosen* one, or what the settings ask for."""
+    if chosen:
+        installReactor(chosen)
+    install_reactor(settings, chosen)
+    from twisted.internet import reactor
+
+    use_monotonic_time(reactor)
+    return reactor
 
 
 def use_monotonic_time(reactor: Any) -> None:
@@ -136,8 +148,6 @@ class AnyCableService(Service):
         listen: bool = True,
         notify: Callable[[str], None] = lambda state: None,
     ) -> None:
-        from anycable_tx.server import Server
-
         self._reactor = reactor
         self._settings = settings
         self._twistd = twistd
@@ -147,7 +157,7 @@ class AnyCableService(Service):
         self._failure: Failure | None = None
         self._ending = False
         self._notify = notify
-        self.server = Server(settings, reactor, sockets, listen=listen)
+        self.server = self._served(sockets, listen, twistd.get("reactor") if twistd else None)
 
     def publish(self, stream: str, data: Any, id: str = "") -> Deferred[None]:
         """Publish *data*, anything that JSON can say, to *stream*; done when it is stored (P6).
@@ -156,9 +166,24 @@ class AnyCableService(Service):
         """
 
         async def publish() -> None:
+            if self._settings["workers"] > 1:
+                raise ConfigurationError("workers: this process has no node; publish over HTTP, or with one worker")
             await self.server.node.publish(Publication(stream, orjson.dumps(data), id=id))
 
         return Deferred.fromCoroutine(publish())
+
+    def _served(self, sockets: Iterable[socket.socket], listen: bool, chosen: str | None) -> Any:
+        """What serves: a server in this process, or workers."""
+        settings = self._settings
+        if settings["workers"] == 1:
+            from anycable_tx.server import Server
+
+            return Server(settings, self._reactor, sockets, listen=listen)
+        if not listen:
+            raise ConfigurationError("workers: what listens on no port of its own cannot have several; give 1")
+        from anycable_tx.workers.pool import Workers
+
+        return Workers(settings, self._reactor, sockets, chosen=chosen)
 
     # -- the log
 

@@ -378,6 +378,13 @@ def test_without_need_no_reactor_is_installed(monkeypatch: pytest.MonkeyPatch) -
     assert "twisted.internet.reactor" not in sys.modules
 
 
+def test_the_parent_of_workers_needs_none_of_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twisted.internet.asyncioreactor.install", lambda *_: pytest.fail("installed"))
+    monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
+    install_reactor(defaults(public=True, workers=2), None)
+    assert "twisted.internet.reactor" not in sys.modules
+
+
 def test_a_provider_that_needs_asyncio_gets_a_reactor_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     loops: list[Any] = []
     monkeypatch.setattr("twisted.internet.asyncioreactor.install", loops.append)

@@ -14,6 +14,7 @@ from anycable_tx.config.given import Given
 from anycable_tx.config.presets import CLOUD, apply_presets, exists
 from anycable_tx.config.secrets import API, BROADCAST, RPC, derive_key
 from anycable_tx.config.values import parse
+from anycable_tx.config.workers import check_shared, choose_shared
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.metrics import COUNTERS, GAUGES
 from anycable_tx.nats.place import client_url
@@ -42,6 +43,7 @@ def derive(draft: Draft) -> None:
         _ignored_names,
         _switches,
         _secret_files,
+        choose_shared,
         apply_presets,
         _embedded_nats,
         _logs,
@@ -53,6 +55,7 @@ def derive(draft: Draft) -> None:
         _certificate,
         _backend,
         _providers,
+        check_shared,
         _channels,
         _node,
     ):

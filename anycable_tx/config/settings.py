@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from anycable_tx.config.draft import Draft
@@ -39,6 +40,13 @@ class Settings(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Settings from {self._config_file or 'no file'}>"
+
+    def part(self, **values: Any) -> Settings:
+        """These settings with other *values*, for a part of the server; what is to be said about them was said."""
+        settings = copy(self)
+        settings._values = {**self._values, **values}
+        settings._notices, settings._presets, settings._config_file = (), (), ""
+        return settings
 
     @property
     def notices(self) -> tuple[str, ...]:

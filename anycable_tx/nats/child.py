@@ -11,12 +11,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from anycable_tx.background import done_within
+from anycable_tx.children import ReapedProtocol
 
 __all__ = ["Child", "understood"]
 
@@ -31,8 +30,6 @@ _DUPLICATE = "has a duplicate name"
 _ASKED = "Healthcheck failed"
 #: So much of a line is kept.
 _LONGEST = 2000
-#: How often it is looked whether a process that closed its pipes has ended.
-_GLANCE = 0.05
 _BOUND = Path(__file__).with_name("bound.py")
 
 
@@ -42,7 +39,7 @@ def understood(line: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", line)
 
 
-class Child(ProcessProtocol):
+class Child(ReapedProtocol):
     """One run of *command*, which reads *configuration* and ends with this process, whatever ends that.
 
     What it says is logged, without *secrets*, and its chatter as *chatter*. A file to *lock* is locked as long as
@@ -52,14 +49,12 @@ class Child(ProcessProtocol):
     log = Logger()
 
     def __init__(self, reactor: Any, *, secrets: Sequence[str] = (), chatter: LogLevel = LogLevel.debug) -> None:
+        super().__init__(reactor)
         self._reactor = reactor
         self._secrets = secrets
         self._chatter = chatter
         self._rest = b""
-        self._open: set[int] = set()
         self._process: Any = None
-        self._reaping = LoopingCall(self._reap)
-        self._reaping.clock = reactor
         self._waiting: list[Deferred[None]] = []
         #: Where it can be watched, as soon as that is known.
         self.monitor_port = 0
@@ -75,7 +70,6 @@ class Child(ProcessProtocol):
     def run(self, command: Sequence[str], configuration: bytes, lock: str = "") -> None:
         """Start it."""
         bound = [sys.executable, "-I", "-S", str(_BOUND), str(os.getpid()), lock, *command]
-        self._open = {0, 1, 2}
         # Its environment is ours, without what is meant for us alone.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ANYCABLE_")}
         try:
@@ -128,17 +122,9 @@ class Child(ProcessProtocol):
             self._said(line[:_LONGEST].decode("utf-8", "replace").rstrip())
         self._rest = self._rest[:_LONGEST]
 
-    def childConnectionLost(self, childFD: int) -> None:
-        """A pipe is closed. With the last one it has ended, which not every reactor is told by a signal."""
-        super().childConnectionLost(childFD)
-        self._open.discard(childFD)
-        if not self._open and not self.end:
-            self._reaping.start(_GLANCE)
-
     def processEnded(self, reason: Failure) -> None:
         """It is gone."""
-        if self._reaping.running:
-            self._reaping.stop()
+        super().processEnded(reason)
         value: Any = reason.value
         if value.signal is not None:
             self.end = f"it was ended by signal {value.signal}"
@@ -147,10 +133,6 @@ class Child(ProcessProtocol):
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
-
-    def _reap(self) -> None:
-        if not self.end:
-            self._process.reapProcess()
 
     def _said(self, line: str) -> None:
         for secret in self._secrets:

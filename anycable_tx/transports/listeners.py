@@ -101,7 +101,7 @@ def _address(sock: socket.socket) -> str:
 class Listeners:
     """Opens the ports, and closes them.
 
-    Of *sockets*, which listen already, those with the number of a port are used in its place; they are then ours.
+    Of *sockets*, which may listen already, those with the number of a port are used in its place; they are then ours.
     """
 
     log = Logger()
@@ -166,6 +166,7 @@ class Listeners:
         """A port on an inherited socket. Connections that came before us wait there."""
         self.log.info("Listen on the inherited socket {address}", address=_address(sock))
         sock.setblocking(False)
+        sock.listen(BACKLOG)  # one that is shared by workers listens when the first of them is ready
         with sock:  # the port has a descriptor of its own
             if direct:
                 port = DirectPort._fromListeningDescriptor(self._reactor, sock.fileno(), sock.family, factory)

@@ -61,6 +61,7 @@ _NAMES = {
     "path": st.just(["/a", "b"]),
     "metrics_tags": st.dictionaries(st.sampled_from(["env", "b"]), st.text("xy:\\ ", max_size=3).map(str.strip)),
     "statsd_host": st.sampled_from(["", "here:1", "[::1]:8125"]),
+    "workers": st.just(1),
 }
 _OVERRIDES = st.fixed_dictionaries(
     {},
@@ -83,6 +84,12 @@ def test_a_dump_with_secrets_loads_as_the_same_settings(tmp_path: Path, override
     again = _again(dump(settings, show_secrets=True), tmp_path)
     assert _values(again).items() >= _values(settings).items()
     assert again.presets == settings.presets
+
+
+@pytest.mark.statement("CO-9")
+def test_a_dump_of_what_workers_share_loads_as_the_same_settings(tmp_path: Path) -> None:
+    settings = defaults(workers=2, presets=("broker",), node_id="me")
+    assert _values(_again(dump(settings), tmp_path)) == _values(settings)
 
 
 @pytest.mark.statement("CO-9")

@@ -3,7 +3,8 @@
 ``python -m tests.e2e.cluster_run --nodes 3 --clients 300 --seconds 120 --rate 200 --faults all`` prints the report,
 and exits with 1 when anything was lost, repeated, misordered, leaked, or refused without a reason. Publications go to
 the nodes over HTTP and, where they share a Redis, to that by XADD, in turn. With ``--broker nats`` they share three
-NATS servers, and with ``--broker embedded`` each node has one of its own.
+NATS servers, with ``--broker embedded`` each
+node has one of its own, and with ``--broker workers --nodes 1`` one server has several workers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from anycable_tx.testing.processes import ProcessFailed, ProxyProcess, Publisher
 from tests.e2e.cluster_embedded import EmbeddedStore
 from tests.e2e.cluster_nats import NatsStore
 from tests.e2e.cluster_redis import RedisStore
+from tests.e2e.cluster_workers import WorkersStore
 from tests.e2e.crowd import at_rest, connect, cut
 from tests.e2e.readiness import wait_until_ready
 
@@ -53,11 +55,12 @@ class Store(Protocol):
     def add(self, id: str, stream: str) -> bool | None: ...
 
 
-STORES: dict[str, type[RedisStore] | type[NatsStore] | type[EmbeddedStore]] = {
+STORES: dict[str, type[RedisStore] | type[NatsStore] | type[EmbeddedStore] | type[WorkersStore]] = {
     "redis": RedisStore,
     "valkey": RedisStore,
     "nats": NatsStore,
     "embedded": EmbeddedStore,
+    "workers": WorkersStore,
 }
 
 
@@ -237,7 +240,7 @@ def clean(report: Report, plan: Plan) -> bool:
     store is away for longer than nodes wait for it is let in anew.
     """
     unwanted = ["unexplained_refusals"]
-    if not plan.faults.keys() - {"node", "bus"}:
+    if not plan.faults.keys() - {"node", "bus", "worker"}:
         unwanted.append("fresh_authentications")
     return report.ok and not any(report.counts[name] for name in unwanted)
 

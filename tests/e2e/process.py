@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from anycable_tx.testing.processes import HOST, free_port
 
+#: What a record begins with.
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DBG|INF|WRN|ERR) ")
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 COMMAND = (sys.executable, "-c", "from anycable_tx.main import main; main()")
 #: Providers that misbehave.

@@ -21,6 +21,7 @@ from anycable_tx.testing.processes import HOST, free_port
 from tests.e2e.process import (
     COMMAND,
     RIGGED,
+    STAMP,
     TWISTD,
     Process,
     accepts,
@@ -35,7 +36,6 @@ from tests.e2e.process import (
 pytestmark = pytest.mark.e2e
 
 CONF = Path(anycable_tx.__file__).parent.parent / "conf"
-STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DBG|INF|WRN|ERR) ")
 OPEN = ("--public", "--ignore_config_path")
 #: A server with everything there is, and its start-up lines.
 FULL = ("--presets=broker", "--secret=qwerty", "--path=/cable,/other", "--http_broadcast_cors", "--node_id=me")

@@ -25,6 +25,14 @@ GLOBAL = (
         tag="R",
     ),
     Option("node_id", help="name of this node in the logs; empty: 6 random characters"),
+    Option(
+        "workers",
+        "int",
+        1,
+        "processes that share the ports; more than one needs a broker or bus that nodes share, or gets embedded NATS",
+        minimum=1,
+        maximum=256,
+    ),
     Option("strict", "bool", False, "refuse to start when the file has keys that do not exist"),
     Option(
         "controllers",

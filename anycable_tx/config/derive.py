@@ -17,7 +17,7 @@ from anycable_tx.config.values import parse
 from anycable_tx.config.workers import check_shared, choose_shared
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.metrics import COUNTERS, GAUGES
-from anycable_tx.nats.place import client_url
+from anycable_tx.nats.place import client_url, place
 
 __all__ = ["derive"]
 
@@ -119,9 +119,16 @@ def _secret_files(draft: Draft) -> None:
 
 def _embedded_nats(draft: Draft) -> None:
     """An embedded server is the one to connect to, unless others are named."""
-    if draft["embed_nats"] and "nats_servers" in draft.schema and not draft.was_set("nats_servers"):
-        with suppress(ConfigurationError):  # whoever builds the server says what is wrong with it
+    if not draft["embed_nats"]:
+        return
+    with suppress(ConfigurationError):  # whoever builds the server says what is wrong with it
+        if "nats_servers" in draft.schema and not draft.was_set("nats_servers"):
             draft.put("nats_servers", (client_url(draft["enats_addr"]),))
+            if draft.was_set("enats_addr") and place("enats_addr", draft["enats_addr"]).is_open:
+                draft.notices.append(
+                    f"{draft.where('enats_addr')}: whoever reaches the NATS server there may read and publish "
+                    "everything; give the address a user and a password, nats://user:password@host:port"
+                )
 
 
 def _logs(draft: Draft) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -9,6 +10,7 @@ from anycable_tx.errors import ConfigurationError
 
 __all__ = ["Place", "client_url", "place"]
 
+_HERE = re.compile(r"127\..*|::1|localhost")
 _FORM = "nats://[user:password@]host:port"
 #: Stands for every address of this machine; who is on it uses the second.
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -39,6 +41,11 @@ class Place(NamedTuple):
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
         login = f"{quote(self.user, safe='')}{password}@" if self.user or password else ""
         return f"nats://{login}{self.listen}"
+
+    @property
+    def is_open(self) -> bool:
+        """Can others than this machine connect, without a login?"""
+        return not self.user and self.password is None and not _HERE.fullmatch(self.host)
 
     @property
     def secrets(self) -> list[str]:

@@ -113,3 +113,18 @@ def test_without_a_binary_the_fly_preset_embeds_nothing_and_says_so(load: Load, 
     settings = load("--noauth", env=FLY)
     assert (settings["embed_nats"], settings["pubsub"], settings["broadcast_adapter"]) == (False, "none", ("http",))
     assert any("there is no nats-server; install it" in notice for notice in settings.notices)
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_open"),
+    [
+        (["--enats_addr=nats://0.0.0.0:4222"], True),
+        (["--enats_addr=nats://u:p@0.0.0.0:4222"], False),
+        (["--enats_addr=nats://127.0.0.1:4222"], False),
+        (["--enats_addr=nats://[::1]:4222"], False),
+        ([], False),
+    ],
+)
+def test_an_address_that_is_open_to_others_is_a_notice(load: Load, argv: list[str], is_open: bool) -> None:
+    notices = load("--embed_nats", "--noauth", *argv).notices
+    assert ["may read and publish everything" in notice for notice in notices] == [True] * is_open

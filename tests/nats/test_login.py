@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from twisted.logger import globalLogPublisher
 
 from anycable_tx.errors import ConfigurationError
+from anycable_tx.metrics import Metrics
 from anycable_tx.nats.client import Client
 from anycable_tx.nats.nkeys import read
 from anycable_tx.testing.nats_servers import KINDS, NatsServer
@@ -143,7 +144,7 @@ class TestFiles:
     def test_a_file_that_cannot_be_read_stops_the_start(self, tmp_path: Path) -> None:
         for option in ("nats_creds_file", "nats_nkey_file"):
             with pytest.raises(ConfigurationError, match=f"{option}: cannot read '.*/missing': No such file"):
-                Client(options(**{option: str(tmp_path / "missing")}), None, None)  # type: ignore[arg-type]
+                Client(options(**{option: str(tmp_path / "missing")}), None, Metrics())
 
     def test_so_do_two(self, tmp_path: Path) -> None:
         file = self.write(tmp_path / "u", Key(_USER).seed)

@@ -85,5 +85,5 @@ class TailAudit:
         if tail.epoch != position.epoch:
             await self._node.catch_up(stream, 0)
         elif tail.offset > position.offset:
-            self._node.metrics.count("gaps_total")
+            self._node.saw_gap(stream)
             await self._node.catch_up(stream, tail.offset)

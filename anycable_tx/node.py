@@ -324,10 +324,12 @@ class Node(NodeStreams):
         elif command.command == "disconnect":
             identifier, reconnect = payload.get("identifier"), payload.get("reconnect", False)
             if not isinstance(identifier, str) or not isinstance(reconnect, bool):
+                self.metrics.count("failed_bus_msg_total")
                 self.log.warn("failed to parse remote disconnect command", attrs={"context": "node"})
                 return
             self.spawn(self._disconnect_all(identifier, reconnect))
         else:
+            self.metrics.count("failed_bus_msg_total")
             self.log.warn("unknown remote command", attrs={"context": "node", "command": command.command[:100]})
 
     async def _disconnect_all(self, identifiers: str, reconnect: bool) -> None:

@@ -129,6 +129,7 @@ class NodeStreams(Background):
                         self.hub.hand_over(stream, message)
                 if position.healed(history.top):
                     self.metrics.count("gaps_healed_total")
+                    self.log.debug("a stream is whole again", attrs={"context": "node", "stream": stream.name})
                     return
                 if position.position != before:
                     delays = iter(RETRIES)  # more came meanwhile: the broker answers, so it is asked again
@@ -164,17 +165,27 @@ class NodeStreams(Background):
         """Take a message from the bus: in order, once, nothing skipped (P1, P2, P3)."""
         stream = self.hub.streams.get(message.stream)
         if stream is None:
+            self.metrics.count("broadcast_msg_total")  # to nobody
             return
         verdict = stream.position.arrived(message)
         if verdict is Verdict.DELIVER:
             self.hub.hand_over(stream, message)
         elif verdict is Verdict.HEAL:
-            self.metrics.count("gaps_total")
+            self.saw_gap(stream)
             self.spawn(self._heal(stream))
+        elif verdict is Verdict.DROP:
+            reason = "healing" if stream.position.healing else "repeated"
+            self.metrics.count("dropped_bus_msg_total", reason=reason)
         elif verdict is Verdict.RESET:
+            self.metrics.count("stream_resets_total")
             self.log.warn("the stream has a new epoch", attrs={"context": "node", "stream": stream.name})
             self._tell_lost(stream, Position(message.epoch, message.offset - 1))
             self.hub.hand_over(stream, message)
+
+    def saw_gap(self, stream: LocalStream) -> None:
+        """Say that messages of a stream did not come."""
+        self.metrics.count("gaps_total")
+        self.log.debug("messages of a stream were missed", attrs={"context": "node", "stream": stream.name})
 
     def bus_lost(self) -> None:
         """Messages may be missed from now on; positions are kept and checked when the bus is back."""

@@ -75,10 +75,10 @@ class ChannelBroadcaster(Background):
                 "failed to parse pubsub message", attrs={**self._attrs, "data": shorten(payload), "error": e}
             )
             return
+        self.metrics.count("publications_total")
         if isinstance(work, RemoteCommand):
             self._node.execute(work)
             return
-        self.metrics.count("publications_total")
         for p in work:
             message = StreamMessage(
                 p.stream, p.payload, exclude_socket=p.exclude_socket, broadcast_type=p.broadcast_type

@@ -13,7 +13,6 @@ from twisted.web.server import Request
 from anycable_tx.broadcasters.ingest import Ingest, Job
 from anycable_tx.broadcasters.unanswered import Unanswered
 from anycable_tx.cable.ids import new_sid
-from anycable_tx.cable.messages import RemoteCommand
 from anycable_tx.cable.publications import MAX_ID_LENGTH, decode
 from anycable_tx.errors import BadPublication, BrokerUnavailable
 from anycable_tx.logs import shorten
@@ -73,9 +72,7 @@ class Publishing:
             attrs = {**self._attrs, "data": shorten(body), "error": e}
             self._log.warn("failed to parse pubsub message", attrs=attrs)
             raise
-        if not isinstance(work, RemoteCommand):
-            self._metrics.count("publications_total")
-
+        self._metrics.count("publications_total")
         job = Job(work, len(body), batch=body.lstrip().startswith(b"["))
 
         def unknown() -> None:

@@ -204,8 +204,7 @@ class Tenure(Background):
             self.log.failure("broadcast failed", attrs={"context": "broadcast", "provider": "redisx", "entry": id})
             await self._put_aside(id, fields, f"{type(e).__name__}: {e}")
             return
-        if not isinstance(work, RemoteCommand):
-            self.metrics.count("publications_total")
+        self.metrics.count("publications_total")
 
     async def _put_aside(self, id: str, fields: list[bytes], reason: str) -> None:
         while True:

@@ -237,6 +237,7 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
     if reply.status is Status.ERROR:
         return
     if reply.status is Status.FAILURE:
+        registry.metrics.count("failed_auths_total", reason="restore")
         session.resumable = False
         session.transmit(reply.transmissions)
         session.disconnect(1000, "Auth Failed")
@@ -249,6 +250,7 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
     for identifier in reply.rejected:
         subscription = session.subscriptions.pop(identifier, None)
         if subscription is not None:
+            registry.metrics.count("subscription_rejects_total", reason="restore")
             session.detach(subscription)
             await leave_presence(subscription)
             session.send(codec.reject_frame(identifier))

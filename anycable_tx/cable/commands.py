@@ -54,7 +54,7 @@ async def _execute(session: Session, command: Command) -> None:
     except BrokerUnavailable:
         # Silence: official clients ask again by themselves.
         session.services.metrics.count("broker_errors_total")
-        session.services.metrics.count("failed_client_msg_total")
+        session.services.metrics.count("failed_client_msg_total", reason="unavailable")
 
 
 class Opening(NamedTuple):
@@ -95,7 +95,7 @@ async def open_subscription(session: Session, command: Command) -> Opening:
         return Opening(Status.ERROR, session, command)
     if reply is None or reply.status is Status.ERROR:
         # Silence: official clients ask again by themselves (RA-13).
-        services.metrics.count("failed_client_msg_total")
+        services.metrics.count("failed_client_msg_total", reason="undecided")
         return Opening(Status.ERROR, session, command)
     if reply.status is Status.FAILURE:
         # A refused subscription joins no stream and leaves no state (RA-3).
@@ -187,8 +187,16 @@ def _disconnect_if_asked(session: Session, reply: Reply) -> None:
         session.disconnect(1000, "Command Failed")  # 1006 must not be sent (RA-11)
 
 
-async def _unsubscribe(session: Session, command: Command) -> None:
+def _subscribed(session: Session, command: Command) -> Subscription | None:
+    """The subscription that *command* is about; a command about none is ignored, and counted."""
     subscription = session.subscriptions.get(command.identifier)
+    if subscription is None:
+        session.services.metrics.count("failed_client_msg_total", reason="not_subscribed")
+    return subscription
+
+
+async def _unsubscribe(session: Session, command: Command) -> None:
+    subscription = _subscribed(session, command)
     if subscription is None:
         return
     view = session.view(subscription)
@@ -202,7 +210,7 @@ async def _unsubscribe(session: Session, command: Command) -> None:
     if not session.is_open():
         return
     if reply is not None and reply.status is Status.ERROR:
-        session.services.metrics.count("failed_client_msg_total")
+        session.services.metrics.count("failed_client_msg_total", reason="undecided")
     elif reply is not None:
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
@@ -211,14 +219,14 @@ async def _unsubscribe(session: Session, command: Command) -> None:
 
 
 async def _message(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     if subscription is None or type(command.data) is not str:
         return
     reply = await session.services.controllers.perform(session.view(subscription), command.identifier, command.data)
     if reply is None or not session.is_open():
         return
     if reply.status is Status.ERROR:
-        session.services.metrics.count("failed_client_msg_total")
+        session.services.metrics.count("failed_client_msg_total", reason="undecided")
         return
     held = await apply_reply(subscription, reply)
     try:
@@ -241,7 +249,7 @@ async def _history(session: Session, command: Command) -> None:
 
 
 async def _whisper(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     if subscription is None or not subscription.whisper:
         return
     payload = b'"null"' if command.data is None else orjson.dumps(command.data)
@@ -251,7 +259,7 @@ async def _whisper(session: Session, command: Command) -> None:
 
 
 async def _join(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     if subscription is None or command.presence is None or not subscription.presence:
         return
     id, info = command.presence
@@ -265,7 +273,7 @@ async def _announce_join(subscription: Subscription, id: str, info: object) -> N
     try:
         changed = await session.services.broker.join(stream, session.sid, id, info)
     except PresenceRefused:
-        session.services.metrics.count("presence_refused_total")
+        session.services.metrics.count("presence_refused_total", reason="join")
         return
     subscription.joined = True
     if session.is_closed():
@@ -279,7 +287,7 @@ async def _announce(session: Session, stream: str, event: bytes) -> None:
 
 
 async def _leave(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     if subscription is not None:
         await leave_presence(subscription)
 
@@ -296,14 +304,14 @@ async def leave_presence(subscription: Subscription) -> None:
 
 
 async def _presence(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     if subscription is None or not subscription.presence:
         return
     asked = command.data if type(command.data) is dict else {}
     try:
         members = await session.services.broker.members(subscription.presence)
-    except (PresenceRefused, BrokerUnavailable):
-        session.services.metrics.count("presence_refused_total")
+    except (PresenceRefused, BrokerUnavailable) as e:
+        session.services.metrics.count("presence_refused_total", reason=e.code)
         session.send(codec.presence_error(subscription.json))
         return
     if session.is_open():

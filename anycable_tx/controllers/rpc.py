@@ -122,7 +122,7 @@ class RpcController(BaseController):
         """
         reply = await self._command("subscribe", session, identifier)
         if reply.status is Status.ERROR and self._rejects:
-            self._metrics.count("failed_client_msg_total")
+            self._metrics.count("failed_client_msg_total", reason="undecided")
             return Reply(
                 Status.FAILURE,
                 transmissions=[reject_frame(identifier)],

@@ -26,6 +26,9 @@ class _Connection(Protocol):
     #: What Addresses calls the client's address; None where it is not counted.
     counted_as: str | None
 
+    def ends(self, reason: str) -> None:
+        """Count the end of the connection, once and with the first reason."""
+
 
 class Clients:
     """The connections of one server. *direct* tells whether they have the direct path's transports."""
@@ -82,6 +85,10 @@ class Clients:
         self.upgraded -= upgraded
         if connection.counted_as is not None and self.addresses is not None:
             self.addresses.release(connection.counted_as)
+        if upgraded:
+            connection.ends("lost")
+            if connection.transport.backlog:
+                self.metrics.count("failed_server_msg_total")
         self._slow.discard(connection)
 
     def admit(self, connection: _Connection, head: Head) -> None:
@@ -127,5 +134,6 @@ class Clients:
                 transport.progressed = False
             else:
                 self._slow.discard(connection)
-                self.metrics.count("closed_connections_total", reason="write_timeout")
+                self.metrics.count("timeout_server_msg_total")
+                connection.ends("write_timeout")
                 transport.abortConnection()

@@ -24,7 +24,7 @@ from anycable_tx.cable.session import Session
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.transports.clients import Clients
 from anycable_tx.transports.events import EventWire, event_id
-from anycable_tx.transports.outlet import CLOSED, CLOSING, LINGER, OPEN, ClientOutlet
+from anycable_tx.transports.outlet import CLOSED, CLOSING, LINGER, OPEN, ClientOutlet, label
 
 if TYPE_CHECKING:
     from anycable_tx.transports.event_endpoint import EventEndpoint
@@ -58,6 +58,7 @@ class EventStream(ClientOutlet):
         "_refusal",
         "_waiter",
         "counted_as",
+        "ending",
         "factory",
         "pong_due",
         "session",
@@ -78,6 +79,7 @@ class EventStream(ClientOutlet):
         self.factory = clients
         self.wire = wire
         self.state = OPEN
+        self.ending = ""
         self.session: Session | None = None
         self.transport: Any = None
         self.counted_as: str | None = None
@@ -219,7 +221,9 @@ class EventStream(ClientOutlet):
         if self.session is not None:
             if self.factory.flusher.pending:
                 self.session.settle()
-            self.write(self.wire.frame(self.wire.ping(time.time_ns() // self.factory.precision)))
+            ping = self.wire.ping(time.time_ns() // self.factory.precision)
+            self.factory.metrics.count("data_sent_total", len(ping))
+            self.write(self.wire.frame(ping))
 
     def pong_missing(self) -> None:
         """Nobody has to answer."""
@@ -240,7 +244,7 @@ class EventStream(ClientOutlet):
         if self.state != OPEN:
             return
         if self._held is None:
-            self.factory.metrics.count("closed_connections_total", reason=str(code))
+            self.ends(label(reason))
             self._end(self.wire.end)
         elif code == _TRY_AGAIN:
             self.turn_away("unavailable")
@@ -254,16 +258,20 @@ class EventStream(ClientOutlet):
 
     def turn_away(self, reason: str) -> None:
         """The client is welcome, but not now."""
-        self._endpoint.refused(reason)
-        self._held = None
+        self._refused(reason)
         frame = codec.disconnect_frame(reason.replace(" ", "_"), True)
         farewell = self.wire.notice(frame, orjson.loads(frame))
         self._end(self._head(200) + (self.wire.frame(farewell) if farewell else b"") + self.wire.end)
 
     def _refuse(self, status: int, reason: str, text: str = "") -> None:
+        self._refused(reason)
+        self._end(self._head(status, orjson.dumps({"error": text}) if text else b""))
+
+    def _refused(self, reason: str) -> None:
         self._endpoint.refused(reason)
         self._held = None
-        self._end(self._head(status, orjson.dumps({"error": text}) if text else b""))
+        if self.session is not None:
+            self.ends("refused")
 
     def _let_go(self) -> None:
         frame = codec.disconnect_frame("too_slow", True)

@@ -134,6 +134,8 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         return PerMessageDeflate(True, True, True, 0, 0, 0, max_message_size=self.max_message_size)
 
     def ping_frame(self, precision: int) -> bytes:
-        """A ping with the Unix time now, in units of *precision* nanoseconds."""
-        frame = text_frame(b'{"type":"ping","message":%d}' % (time.time_ns() // precision))
+        """A ping to send, with the Unix time now in units of *precision* nanoseconds."""
+        ping = b'{"type":"ping","message":%d}' % (time.time_ns() // precision)
+        self.metrics.count("data_sent_total", len(ping))
+        frame = text_frame(ping)
         return frame + control_frame(9) if self.native_pings else frame

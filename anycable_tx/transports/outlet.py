@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anycable_tx.transports.clients import Clients
     from anycable_tx.transports.factory import CableFactory
 
-__all__ = ["CLOSED", "CLOSING", "CONNECTING", "LINGER", "OPEN", "ClientOutlet", "WritingSide"]
+__all__ = ["CLOSED", "CLOSING", "CONNECTING", "LINGER", "OPEN", "ClientOutlet", "WritingSide", "label"]
 
 #: Autobahn's states.
 CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
@@ -30,6 +30,11 @@ CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
 LINGER = 10.0
 #: A replay goes on once the client has taken so much that fewer bytes than this wait.
 HIGH_WATER = 1 << 16
+
+
+def label(text: str) -> str:
+    """The reason that a close frame gives, as one for a counter."""
+    return text.lower().replace(" ", "_")
 
 
 class _Quiet:
@@ -52,9 +57,17 @@ class ClientOutlet:
         session: Session | None
         state: int
         wire: Wire
+        #: Why the connection ends, once that is known; until then ''.
+        ending: str
         _waiter: Deferred[None] | None
     else:
         __slots__ = ()
+
+    def ends(self, reason: str) -> None:
+        """The connection ends: count that, once and with the first reason."""
+        if not self.ending:
+            self.ending = reason
+            self.factory.metrics.count("closed_connections_total", reason=reason)
 
     def _let_go(self) -> None:
         """The reader is too slow: tell it, and end the connection. Nothing else is written."""
@@ -138,6 +151,7 @@ class ClientOutlet:
         limit = self.factory.max_pending_size
         if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
             self.factory.metrics.count("disconnected_slow_clients_total")
+            self.ends("too_slow")
             self.transport.drop_queue()
             self.state = CLOSING
             self._show_slot()
@@ -153,6 +167,7 @@ class WritingSide(ClientOutlet, WebSocketServerProtocol):  # type: ignore[misc]
     factory: CableFactory
     #: What the client says is taken; not while too many of its commands wait.
     reading = True
+    ending = ""
 
     if TYPE_CHECKING:
         data: bytes
@@ -195,6 +210,7 @@ class WritingSide(ClientOutlet, WebSocketServerProtocol):  # type: ignore[misc]
         if self.state == OPEN:
             if self.session is not None and self.factory.flusher.pending:
                 self.session.settle()
+            self.ends("client" if isReply else str(code))
             super().sendCloseFrame(code, reasonUtf8, isReply)
             self._show_slot()
 
@@ -245,7 +261,7 @@ class WritingSide(ClientOutlet, WebSocketServerProtocol):  # type: ignore[misc]
     def close(self, code: int, reason: str) -> None:
         """Write a close frame and wait a moment for the client's."""
         if self.state == OPEN:
-            self.factory.metrics.count("closed_connections_total", reason=str(code))
+            self.ends(label(reason))
             self.sendCloseFrame(code, reason.encode()[:123])
 
     def _let_go(self) -> None:

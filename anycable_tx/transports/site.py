@@ -284,8 +284,8 @@ class _Channel(HTTPChannel):
             super().resetTimeout()
 
     def timeoutConnection(self) -> None:
-        if not (self._in_body or self._idle or self._refused):
-            self._count_refusal("slow_header")
+        if not (self._idle or self._refused):
+            self._count_refusal("slow_body" if self._in_body else "slow_header")
         super().timeoutConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -301,6 +301,10 @@ class _Channel(HTTPChannel):
         text = b"the head of the request is larger than %d bytes" % self.totalHeadersSize
         self._refuse(431, "header_too_large", text)
         self.setRawMode()  # what follows is no line any more
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self._count_refusal("bad_request")
+        super()._respondToBadRequestAndDisconnect()
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]

@@ -241,7 +241,7 @@ class CableConnection(WritingSide):
         try:
             receive(session, payload)
         except BadCommand as e:
-            metrics.count("failed_client_msg_total")
+            metrics.count("failed_client_msg_total", reason="malformed")
             _log.debug("ignored a client frame: {error}", error=e, attrs={"context": "ws", "sid": session.sid})
             if is_text:
                 try:
@@ -271,5 +271,5 @@ class CableConnection(WritingSide):
         if not self.reading:
             self.pong_due = 0.0
         elif self.session is not None:
-            self.factory.metrics.count("closed_connections_total", reason="no_pong")
+            self.ends("no_pong")
             self.session.disconnect(1000, "No Pong", "no_pong", reconnect=True)

@@ -68,6 +68,30 @@ def test_a_lost_last_message_is_brought_by_the_next():
     assert (world.metrics.value("gaps_total"), world.metrics.value("gaps_healed_total")) == (1, 1)
 
 
+@pytest.mark.statement("P9")
+def test_what_the_bus_repeats_and_what_comes_during_a_heal_is_counted():
+    world, client = bus_world()
+    spoilt(world, lambda m: m.append(m[1]))
+    assert world.metrics.counters()["dropped_bus_msg_total"] == {"repeated": 1}
+    world.broker.slow = {"history"}
+    spoilt(world, lambda m: forget(m, 0))
+    assert world.metrics.counters()["dropped_bus_msg_total"] == {"repeated": 1, "healing": 1}
+    world.broker.answer_all()
+    assert client.heard() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.statement("P9")
+@pytest.mark.parametrize(
+    "command",
+    [RemoteCommand("disconnect", {"identifier": 1}), RemoteCommand("dance", {})],
+    ids=["ill-typed", "unknown"],
+)
+def test_a_command_nobody_understands_is_counted(command):
+    world = World()
+    world.node.execute(command)
+    assert world.metrics.value("failed_bus_msg_total") == 1
+
+
 def test_a_healed_message_keeps_its_exclusion_and_type():
     world, client = bus_world()
     author = world.subscribed(A)
@@ -175,6 +199,7 @@ def test_a_new_epoch_is_told_and_followed():
     world.node.deliver(StreamMessage("a", b'"new"', 1, 0, "new epoch", 1.0))
     assert client.heard() == [1, REJECT, 1]
     assert client.frames[-1]["epoch"] == "new epoch"
+    assert world.metrics.value("stream_resets_total") == 1
 
 
 @pytest.mark.statement("CP-82")

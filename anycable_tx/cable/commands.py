@@ -238,7 +238,7 @@ async def _message(session: Session, command: Command) -> None:
 
 
 async def _history(session: Session, command: Command) -> None:
-    subscription = session.subscriptions.get(command.identifier)
+    subscription = _subscribed(session, command)
     ask = command.history
     if subscription is None or ask is None or (ask.since == 0 and ask.streams is None):
         return

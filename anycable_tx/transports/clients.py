@@ -52,7 +52,10 @@ class Clients:
         self.precision = PRECISIONS[settings["ping_timestamp_precision"]]
         self.request_id_sid: bool = settings["request_id_sid"]
         self.heartbeat = Heartbeat(
-            reactor, pong_timeout=settings["pong_timeout"], handshake_timeout=settings["handshake_timeout"]
+            reactor,
+            self.metrics,
+            pong_timeout=settings["pong_timeout"],
+            handshake_timeout=settings["handshake_timeout"],
         )
         #: Connections that were accepted and are not gone, a client's or not yet known.
         self.connections = 0

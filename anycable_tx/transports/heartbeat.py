@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from anycable_tx.metrics import Metrics
+
 __all__ = ["Heartbeat", "Pinged"]
 
 _log = Logger()
@@ -41,19 +43,12 @@ class Pinged(Protocol):
         """The request head did not arrive in time, or it did and this means nothing."""
 
 
-def _tell(visit: Callable[[], None]) -> None:
-    """An error in one connection must not end the pings of all others."""
-    try:
-        visit()
-    except Exception:
-        _log.failure("unexpected error")
-
-
 class Heartbeat:
     """Visits connections when they are due. ``pong_timeout`` 0: nobody has to answer."""
 
-    def __init__(self, reactor: Any, *, pong_timeout: float, handshake_timeout: float) -> None:
+    def __init__(self, reactor: Any, metrics: Metrics, *, pong_timeout: float, handshake_timeout: float) -> None:
         self._reactor = reactor
+        self._metrics = metrics
         self._pong_timeout = pong_timeout
         self._handshake_timeout = handshake_timeout
         self._buckets: dict[int, dict[tuple[int, int], list[Pinged]]] = {}
@@ -97,17 +92,25 @@ class Heartbeat:
     def _run(self) -> None:
         now = self._reactor.seconds()
         while self._opening and self._opening[0][0] <= now:
-            _tell(self._opening.popleft()[1].opening_timed_out)
+            self._tell(self._opening.popleft()[1].opening_timed_out)
         while self._deadlines and self._deadlines[0][0] <= now:
             due, connection = self._deadlines.popleft()
             if connection.pong_due == due and connection.is_alive():
-                _tell(connection.pong_missing)
+                self._tell(connection.pong_missing)
         last = int((now - self._start) / TICK)
         while self._tick < last:
             self._tick += 1
             bucket = self._buckets.pop(self._tick, None)
             if bucket:
                 self._visit(bucket)
+
+    def _tell(self, visit: Callable[[], None]) -> None:
+        """An error in one connection must not end the pings of all others."""
+        try:
+            visit()
+        except Exception:
+            self._metrics.count("internal_errors_total")
+            _log.failure("unexpected error")
 
     def _visit(self, bucket: dict[tuple[int, int], list[Pinged]]) -> None:
         for (interval, wait), connections in bucket.items():
@@ -119,4 +122,4 @@ class Heartbeat:
             self._buckets.setdefault(self._tick + step, {}).setdefault((interval, rest), []).extend(alive)
             if not wait:
                 for connection in alive:
-                    _tell(connection.ping)
+                    self._tell(connection.ping)

@@ -71,6 +71,18 @@ def test_a_controller_that_fails_sends_nothing():
     assert is_usable(client)
 
 
+@pytest.mark.statement("P9")
+@pytest.mark.parametrize("name", ["message", "unsubscribe", "history", "whisper", "join", "leave", "presence"])
+def test_a_command_about_no_subscription_is_ignored_and_counted(name):
+    world = World("backend")
+    client = world.connect()
+    client.take()
+    client.say(command=name, identifier=ROOM, data="x", history={"since": 1}, presence={"id": "1"})
+    assert client.take() == []
+    assert world.metrics.value("failed_client_msg_total", "not_subscribed") == 1
+    assert is_usable(client)
+
+
 def test_an_answer_may_start_and_stop_streams():
     world = World("backend")
     client = world.subscribed(ROOM)

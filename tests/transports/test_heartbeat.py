@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
+from anycable_tx.metrics import Metrics
 from anycable_tx.transports.heartbeat import FARTHEST, TICK, Heartbeat
 
 #: Times are exact to a tick, and a little more for the arithmetic.
@@ -52,7 +53,10 @@ class Beat:
     def __init__(self, pong_timeout: float = 0, handshake_timeout: float = 5) -> None:
         self.clock = Clock()
         self.clock.advance(1234.5)
-        self.heart = Heartbeat(self.clock, pong_timeout=pong_timeout, handshake_timeout=handshake_timeout)
+        self.metrics = Metrics()
+        self.heart = Heartbeat(
+            self.clock, self.metrics, pong_timeout=pong_timeout, handshake_timeout=handshake_timeout
+        )
         self.heart.start()
 
     def wait(self, seconds: float, step: float = 0.01) -> None:
@@ -157,6 +161,7 @@ def test_an_error_in_one_connection_stops_no_pings(beat):
     globalLogPublisher.removeObserver(errors.append)
     assert len(good.pings) >= 4
     assert "ZeroDivisionError" in str(errors[0]["log_failure"])
+    assert beat.metrics.value("internal_errors_total") == len(errors) >= 4
 
 
 # -- pongs

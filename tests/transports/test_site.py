@@ -200,6 +200,15 @@ def test_a_body_may_take_its_time(world):
     assert peer.answers()[0].body == b"xxx"
 
 
+def test_a_body_that_does_not_come_ends_the_connection(world):
+    peer = world.peer()
+    peer.send(b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nx")
+    world.clock.advance(61)
+    assert peer.closed
+    assert world.metrics.value("refused_requests_total", "slow_body") == 1
+    assert world.metrics.value("refused_requests_total") == 1
+
+
 def test_an_answer_may_take_its_time(world):
     peer = world.peer()
     peer.request("GET", "/slow")
@@ -240,6 +249,7 @@ def test_the_number_of_headers_is_bounded(world):
     peer.send(b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600)
     assert peer.answers()[0].status == 400
     assert peer.closed
+    assert world.metrics.value("refused_requests_total", "bad_request") == 1
 
 
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])

@@ -49,16 +49,22 @@ def packed(lines: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 class _Socket(DatagramProtocol):
-    """A UDP socket that is for one address, so that it learns of refusals."""
+    """A UDP socket that is for one address, so that it learns of refusals.
+
+    Some reactors tell of one, and others take it for the end of the socket.
+    """
 
     transport: Any
 
-    def __init__(self, address: str, failed: Callable[[str], None]) -> None:
+    def __init__(self, address: str, refused: Callable[[_Socket], None]) -> None:
         self.address = address
-        self._failed = failed
+        self._refused = refused
 
     def connectionRefused(self) -> None:
-        self._failed("refused")
+        self._refused(self)
+
+    def stopProtocol(self) -> None:
+        self._refused(self)
 
 
 @implementer(IResolutionReceiver)
@@ -153,6 +159,13 @@ class StatsD(Writer):
             attrs = {"context": "metrics", "reason": reason}
             self.log.warn("metrics do not reach StatsD at {place}", place=self._place, attrs=attrs)
 
+    def _refused(self, socket: _Socket) -> None:
+        if socket is self._socket:
+            self.failed("refused")
+            if not socket.transport:
+                self._socket = None
+                self._look_up()
+
     def _look_up(self) -> None:
         if not self._looking:
             self._looking = True
@@ -168,7 +181,7 @@ class StatsD(Writer):
             self._looking = False
 
     async def _open(self, address: str) -> None:
-        socket = _Socket(address, self.failed)
+        socket = _Socket(address, self._refused)
         try:
             self._reactor.listenUDP(0, socket, interface="::" if ":" in address else "")
             self._socket = socket

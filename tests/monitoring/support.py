@@ -1,4 +1,4 @@
-"""What the tests of the monitoring share: the log as it is written, and a UDP server."""
+"""What the tests of the monitoring share: what is logged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 @contextmanager
 def logged() -> Iterator[list[LogEvent]]:
-    """The events that are logged in the block."""
+    """The events that the package logs in the block."""
     events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
+
+    def observe(event: LogEvent) -> None:
+        if event.get("log_namespace", "").startswith("anycable_tx."):
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
     try:
         yield events
     finally:
-        globalLogPublisher.removeObserver(events.append)
+        globalLogPublisher.removeObserver(observe)
 
 
 def texts(events: list[LogEvent]) -> list[str]:

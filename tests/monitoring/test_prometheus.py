@@ -111,6 +111,14 @@ def test_without_a_backend_there_is_nothing_about_calls_to_it() -> None:
         assert found[f"anycable_go_{name}"].type == kind, name
 
 
+@pytest.mark.statement("HE-8")
+def test_event_streams_are_in_the_metrics_where_they_are_served() -> None:
+    assert [name for name in scraped(built()) if "sse_" in name] == []
+    found = scraped(built(sse=True))
+    assert found["anycable_go_sse_clients_num"].type == "gauge"
+    assert "anycable_tx_sse_refusals_total" in found
+
+
 @pytest.mark.statement("HE-9")
 def test_tags_are_labels_of_every_sample() -> None:
     server = built(metrics_tags="env:dev,b:2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from contextlib import suppress
 from typing import Any
 
@@ -16,13 +17,13 @@ __all__ = ["EventSource"]
 
 
 class EventSource:
-    """Reads one stream until it is closed, and tells *log* what the checker wants to know.
+    """Reads one stream until it is closed, at any of *urls*, and tells *log* what the checker wants to know.
 
     ``last_id`` is the last id it read, ``received`` are the ids of the messages, in order.
     """
 
-    def __init__(self, url: str, stream: str, *, name: str, log: EventLog, retry: float = 0.2) -> None:
-        self.url = url
+    def __init__(self, urls: list[str], stream: str, *, name: str, log: EventLog, retry: float = 0.2) -> None:
+        self.urls = urls
         self.stream = stream
         self.name = name
         self.last_id = ""
@@ -57,7 +58,7 @@ class EventSource:
         headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
         self._replaying = bool(self.last_id)
         async with aconnect_sse(
-            self._http, "GET", self.url, params={"stream": self.stream}, headers=headers
+            self._http, "GET", random.choice(self.urls), params={"stream": self.stream}, headers=headers
         ) as source:
             source.response.raise_for_status()
             async for event in source.aiter_sse():

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from anycable_tx.testing.checker import EventLog, Report
+from anycable_tx.testing.checker import EventLog
 from anycable_tx.testing.processes import HOST, ProxyProcess, Server, server
+from anycable_tx.testing.redis_servers import RedisServer
 from tests.e2e.conftest import RESUMABLE
 from tests.e2e.crowd import at_rest, cut
 from tests.e2e.cutting_run import Plan, Traffic
@@ -211,16 +212,16 @@ def test_a_client_that_stalls_is_let_go_and_the_rest_of_it_comes_later(events: S
         assert types[-1] == "event: confir"
 
 
-async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog) -> None:
-    url = f"http://{HOST}:{proxy.port}/events"
+async def _drive(plan: Plan, target: Server, proxies: list[ProxyProcess], log: EventLog) -> None:
+    urls = [f"http://{HOST}:{proxy.port}/events" for proxy in proxies]
     clients = [
-        EventSource(url, f"stream-{n % plan.streams}", name=f"client-{n}", log=log) for n in range(plan.clients)
+        EventSource(urls, f"stream-{n % plan.streams}", name=f"client-{n}", log=log) for n in range(plan.clients)
     ]
     await asyncio.gather(*(client.subscribed.wait() for client in clients))
     traffic = Traffic(target.publisher(log=log), plan)
     traffic.start()
     try:
-        await cut(plan, [proxy], time.monotonic() + plan.seconds)
+        await cut(plan, proxies, time.monotonic() + plan.seconds)
     finally:
         await asyncio.to_thread(traffic.stop)
     await asyncio.gather(*(client.subscribed.wait() for client in clients))
@@ -228,13 +229,25 @@ async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog)
     await asyncio.gather(*(client.close() for client in clients))
 
 
-@pytest.mark.statement("HE-25")
-def test_many_clients_that_are_cut_again_and_again_miss_nothing(events: Server, log: EventLog) -> None:
-    plan = Plan(clients=40, seconds=10, rate=50, streams=10)
-    with ProxyProcess(events.port) as proxy:
-        asyncio.run(_drive(plan, events, proxy, log))
-    report: Report = log.check()
+def _judge(plan: Plan, nodes: list[Server], log: EventLog) -> None:
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(ProxyProcess(node.port)) for node in nodes]
+        asyncio.run(_drive(plan, nodes[0], proxies, log))
+    report = log.check()
     assert report.ok, str(report)
-    assert report.counts["cuts"] >= 40 * 3
+    assert report.counts["cuts"] >= plan.clients * 3
     assert report.counts["replayed"] > 0
     assert report.counts["refusals"] == 0
+
+
+@pytest.mark.statement("HE-25", "P1", "P2", "P3", "P4")
+def test_many_clients_that_are_cut_again_and_again_miss_nothing(events: Server, log: EventLog) -> None:
+    _judge(Plan(clients=40, seconds=10, rate=50, streams=10), [events], log)
+
+
+@pytest.mark.statement("HE-25", "P3")
+def test_they_come_back_to_any_node_that_shares_the_broker(log: EventLog) -> None:
+    with RedisServer() as redis, ExitStack() as stack:
+        options = ("--presets=broker", "--public", "--sse", "--history_limit=5000", f"--redis_url={redis.url}")
+        nodes = [stack.enter_context(server(*options)) for _ in range(2)]
+        _judge(Plan(clients=30, seconds=8, rate=40, streams=10), nodes, log)

@@ -127,7 +127,7 @@ def test_nodes_that_start_at_once_share_one_log(server: NatsServer) -> None:
             assert len(texts(nodes, made[0], None, since=int(time()) - 60)) == len(made)
 
 
-@pytest.mark.statement("BR-63")
+@pytest.mark.statement("BR-63", "F53")
 def test_ten_thousand_streams_are_one_log_without_consumers(nodes: Brokers, server: NatsServer) -> None:
     made = nodes.make()
     before = server.api("INFO")

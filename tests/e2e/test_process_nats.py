@@ -109,6 +109,40 @@ def test_the_fan_out_by_its_name_reaches_every_node(server: NatsServer, pair: tu
     asyncio.run(run())
 
 
+#: What the guide says that a user needs.
+PERMISSIONS = """authorization { users = [ { user: cable, password: secret, permissions: {
+    publish: ["$JS.API.>", "$KV.>", "ac.>"], subscribe: ["_INBOX.>", "ac.>", "__anycable__"]
+} } ] }"""
+
+
+def test_it_needs_no_more_permissions_than_the_guide_says(tmp_path: Path) -> None:
+    with NatsServer(PERMISSIONS, credentials="cable:secret") as server:
+        options = ("--presets=broker", f"--nats_servers={server.url}", "--public", "--ignore_config_path")
+        with Process(*options, cwd=tmp_path) as node:
+            node.ready()
+            until(lambda: get(node.port, "/ready")[0] == 200, "readiness")
+
+            async def run() -> None:
+                async with CableClient(node.url) as client:
+                    identifier = await client.subscribe(stream="s")
+                    await client.expect(type="confirm_history")
+                    assert post(node.broadcast_port, PUBLICATION) == 201
+                    assert await client.message(identifier) == "hello"
+                    await client.cut()
+                    assert post(node.broadcast_port, PUBLICATION) == 201
+                    assert await client.resume()
+                    assert await client.message(identifier) == "hello"
+                    await client.join(identifier, "ann")
+                    assert (await client.presence(identifier))["total"] == 1
+                    command = {"command": "disconnect", "payload": {"identifier": "somebody"}}
+                    assert post(node.broadcast_port, json.dumps(command)) == 201
+
+            asyncio.run(run())
+            node.stop()
+        assert "Violation" not in server.log
+        assert "Violation" not in node.out
+
+
 @pytest.mark.statement("F56", "BR-69", "P6")
 def test_what_is_published_before_jetstream_is_ready_is_refused_or_waits_and_is_never_dropped(tmp_path: Path) -> None:
     with NatsServer(jetstream=False) as server:

@@ -46,14 +46,24 @@ SHARED = frozenset(
     }
 )
 
+_GO_MEMORY = "a detail of Go's memory; see `mem_sys_bytes`"
+_DURABLE, _POLLING = "there are no Durable Streams here", "there is no long polling here"
+
 #: Those that mean nothing here -> why.
 ABSENT = {
     "goroutines_num": "there are no Go routines; `loop_delay_ms` and `cpu_percent` tell how busy the process is",
-    "heap_sys_bytes": "detail of Go's memory; see `mem_sys_bytes`",
-    "stack_sys_bytes": "detail of Go's memory; see `mem_sys_bytes`",
-    "heap_alloc_total": "detail of Go's memory; see `mem_sys_bytes`",
-    "heap_idle_bytes": "detail of Go's memory; see `mem_sys_bytes`",
-    "heap_released_bytes": "detail of Go's memory; see `mem_sys_bytes`",
+    "heap_sys_bytes": _GO_MEMORY,
+    "stack_sys_bytes": _GO_MEMORY,
+    "heap_alloc_total": _GO_MEMORY,
+    "heap_idle_bytes": _GO_MEMORY,
+    "heap_released_bytes": _GO_MEMORY,
+    "ds_requests_total": _DURABLE,
+    "ds_poll_requests_total": _DURABLE,
+    "ds_sse_requests_total": _DURABLE,
+    "ds_poll_clients_num": _DURABLE,
+    "ds_sse_clients_num": _DURABLE,
+    "long_poll_clients_num": _POLLING,
+    "long_poll_stale_requests_total": _POLLING,
 }
 
 #: Gauges that are there only in some servers -> which.

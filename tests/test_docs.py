@@ -16,6 +16,9 @@ from twisted.scripts._twistd_unix import ServerOptions
 
 from anycable_tx.config import files
 from anycable_tx.config.schema import Schema, schema_with
+from anycable_tx.metrics import COUNTERS, GAUGES
+from anycable_tx.monitoring.names import names
+from anycable_tx.monitoring.reference import reference as metrics_reference
 from anycable_tx.providers import providers
 from anycable_tx.testing.processes import server
 from tests.e2e import node
@@ -128,6 +131,20 @@ def source() -> str:
     """The package's own text, and the names of its modules."""
     modules = [*ROOT.joinpath("anycable_tx").rglob("*.py"), *ROOT.joinpath("twisted").rglob("*.py")]
     return "\n".join(f"{module.stem}\n{module.read_text('utf-8')}" for module in modules)
+
+
+def test_the_reference_of_metrics_is_up_to_date() -> None:
+    committed = (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8")
+    assert committed == metrics_reference(), (
+        "run: python -m anycable_tx.monitoring.reference > docs/reference/metrics.md"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_metrics_that_are_named_are_served(page: Path) -> None:
+    served = {full for name in (*COUNTERS, *GAUGES) for full, _ in names(name)}
+    named = set(re.findall(r"\banycable_(?:go|tx)_[a-z_]+_(?:total|num|bytes|ms|percent)\b", page.read_text("utf-8")))
+    assert named - served == set()
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=ids)

@@ -49,7 +49,8 @@ class Workers:
         #: The NATS server that the workers share, if there is one.
         self.embedded = embedded_nats(settings, reactor, self.metrics)
         # What cannot be made is known here, and said once.
-        self._places = Server(settings.part(embed_nats=False), reactor).sites.ports()
+        shared = settings.part(embed_nats=False, metrics_http="")
+        self._places = Server(shared, reactor).sites.ports()
         self._sockets = list(sockets)
         self._chosen = chosen
         self._workers: dict[int, WorkerProcess] = {}
@@ -114,6 +115,8 @@ class Workers:
             workers=1,
             embed_nats=False,
             max_conn=math.ceil(settings["max_conn"] / settings["workers"]),
+            metrics_port=settings["metrics_port"] + number - 1,
+            metrics_tags={**settings["metrics_tags"], "worker": str(number)},
         )
         handover = Handover(own, self._chosen, tuple(sys.path), len(self._sockets))
         worker = self._workers[number] = WorkerProcess(handover, self.reactor, globalLogPublisher)

@@ -93,7 +93,7 @@ def test_each_worker_is_a_node_of_its_own_with_the_settings_and_sockets_of_all(l
     for number, child in enumerate(it.children, 1):
         settings = child.handover.settings
         changed = {name for name in settings if settings[name] != it.settings[name]}
-        assert changed == {"node_id", "workers", "max_conn"}
+        assert changed - {"metrics_port"} == {"node_id", "workers", "max_conn", "metrics_tags"}
         assert (settings["node_id"], settings["workers"], settings["max_conn"]) == (f"me-{number}", 1, 51)
         assert set(child.fds) == {0, 1, 2, 3, 4, SOCKETS, SOCKETS + 1}
         assert child.command[1:] == ["-P", "-m", "anycable_tx.workers", f"me-{number}"]
@@ -103,6 +103,17 @@ def test_each_worker_is_a_node_of_its_own_with_the_settings_and_sockets_of_all(l
     it.children[1].say(ready=True)
     assert it.outcome == [None]
     assert log[-1] == "info Workers are ready context=workers num=2"
+
+
+def test_each_worker_serves_metrics_of_its_own_with_its_number_on_them() -> None:
+    port = free_port()
+    it = World(metrics_http="/metrics", metrics_port=port, metrics_tags="env:dev").start()
+    given = [child.handover.settings for child in it.children]
+    assert [settings["metrics_port"] for settings in given] == [port, port + 1]
+    assert [settings["metrics_tags"] for settings in given] == [{"env": "dev", "worker": n} for n in ("1", "2")]
+    assert all(SOCKETS + 2 not in child.fds for child in it.children)  # they share the other ports only
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))  # the parent left it to the worker
 
 
 def test_settings_are_spoken_of_once(log: list[str]) -> None:

@@ -50,8 +50,8 @@ def check_shared(draft: Draft) -> None:
     if draft["metrics_http"] and draft["metrics_port"] in (0, draft["port"]):
         raise draft.error(
             "metrics_port",
-            f"each of {workers} workers serves metrics of its own and needs a port for that; give a number other than "
-            "the main port: the first worker has it, the second the next one, and so on",
+            f"each of {workers} workers serves metrics of its own and needs a port for that; give a number "
+            "other than the main port: the first worker has it, the second the next one, and so on",
         )
     if draft.on("broker_snapshot"):
         raise draft.error(

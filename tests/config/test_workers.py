@@ -73,8 +73,8 @@ def test_what_was_chosen_stays(given: dict[str, object], broker: str, pubsub: st
         ({"port": 0}, "port: 2 workers share a port, which has to be known; give its number"),
         (
             {"metrics_http": "/metrics"},
-            "metrics_port: each of 2 workers serves metrics of its own and needs a port for that; give a number other "
-            "than the main port: the first worker has it, the second the next one, and so on",
+            "metrics_port: each of 2 workers serves metrics of its own and needs a port for that; give a number "
+            "other than the main port: the first worker has it, the second the next one, and so on",
         ),
         (
             {"broker_snapshot": "file"},

@@ -14,11 +14,10 @@ from twisted.web.server import Request
 
 from anycable_tx.api.pages import page, read_query
 from anycable_tx.broadcasters.ingest import Job
-from anycable_tx.broadcasters.publishing import Publishing
+from anycable_tx.broadcasters.publishing import PublishingEndpoint
 from anycable_tx.cable.codec import members_info
 from anycable_tx.cable.messages import Receipt, RemoteCommand
-from anycable_tx.errors import BadPublication, BrokerUnavailable, HistoryRefused, PresenceRefused, outcome_of
-from anycable_tx.metrics import Metrics
+from anycable_tx.errors import BrokerUnavailable, HistoryRefused, PresenceRefused, outcome_of
 from anycable_tx.node import Node
 from anycable_tx.transports.cors import Origins
 from anycable_tx.transports.endpoint import Answer, Endpoint, Refused
@@ -53,38 +52,11 @@ class _APIEndpoint(Endpoint):
         return super().render(request)
 
 
-class PublishEndpoint(_APIEndpoint):
-    """Takes what the HTTP broadcaster takes, and says where it was stored.
+class PublishEndpoint(_APIEndpoint, PublishingEndpoint):
+    """Takes what the HTTP broadcaster takes, and says where it was stored."""
 
-    201: stored (P6), with the position. 422: not a POST, or no publication; not *strict*: a body that is none is
-    answered with an empty 201. 501: not stored in time; it may be sent again.
-    """
-
-    methods = (b"POST",)
-    wrong_method = 422
-    counter = "rejected_publications_total"
-
-    def __init__(
-        self,
-        publishing: Publishing,
-        metrics: Metrics,
-        *,
-        key: str,
-        origins: Origins | None,
-        max_body: int,
-        strict: bool,
-    ) -> None:
-        super().__init__(metrics, key=key, origins=origins)
-        self.max_body = max_body
-        self._publishing = publishing
-        self._strict = strict
-
-    async def work(self, request: Request) -> Answer:
-        """Store it, and answer with the receipts."""
-        try:
-            job = await self._publishing.take(request)
-        except BadPublication as e:
-            return self.refusal(Refused(422, e.code, str(e))) if self._strict else Answer(201)
+    def stored(self, job: Job) -> Answer:
+        """The receipts."""
         return Answer(201, orjson.dumps(_stored(job)), JSON)
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from twisted.web.server import Request
 from zope.interface import implementer
 
-from anycable_tx.broadcasters.publishing import Publishing
+from anycable_tx.broadcasters.publishing import Publishing, PublishingEndpoint
 from anycable_tx.config.secrets import BROADCAST, derive_key
-from anycable_tx.errors import BadPublication
 from anycable_tx.interfaces import IBroadcaster, ProviderContext
-from anycable_tx.metrics import Metrics
 from anycable_tx.transports.cors import Origins
-from anycable_tx.transports.endpoint import Answer, Endpoint
 
 __all__ = ["HTTPBroadcaster", "create"]
 
@@ -80,33 +76,7 @@ class HTTPBroadcaster:
         await self._publishing.finished()
 
 
-class BroadcastEndpoint(Endpoint):
+class BroadcastEndpoint(PublishingEndpoint):
     """The resource behind the path; see HTTPBroadcaster."""
 
-    methods = (b"POST",)
-    wrong_method = 422
-    counter = "rejected_publications_total"
     attrs: ClassVar[dict[str, str]] = {"context": "broadcast", "provider": "http"}
-
-    def __init__(
-        self,
-        publishing: Publishing,
-        metrics: Metrics,
-        *,
-        key: str,
-        origins: Origins | None,
-        max_body: int,
-        strict: bool,
-    ) -> None:
-        super().__init__(metrics, key=key, origins=origins)
-        self.max_body = max_body
-        self._publishing = publishing
-        self._strict = strict
-
-    async def work(self, request: Request) -> Answer:
-        """Store it; nothing is said of what was stored."""
-        try:
-            await self._publishing.take(request)
-        except BadPublication as e:
-            return Answer(422, f"{e}\n".encode()) if self._strict else Answer(201)
-        return Answer(201)

@@ -17,9 +17,10 @@ from anycable_tx.cable.publications import MAX_ID_LENGTH, decode
 from anycable_tx.errors import BadPublication, BrokerUnavailable
 from anycable_tx.logs import shorten
 from anycable_tx.metrics import Metrics
-from anycable_tx.transports.endpoint import Refused, header, peer
+from anycable_tx.transports.cors import Origins
+from anycable_tx.transports.endpoint import Answer, Endpoint, Refused, header, peer
 
-__all__ = ["Publishing"]
+__all__ = ["Publishing", "PublishingEndpoint"]
 
 #: Brokers that live in this process: what they could not store is certainly not stored, so publications need
 #: no id of ours to be tried again.
@@ -93,6 +94,44 @@ class Publishing:
         if not job.abandoned:
             self._unanswered.forget(publisher, body)
         return job
+
+
+class PublishingEndpoint(Endpoint):
+    """Takes POSTs and publishes them: answered are 201 once all is stored (P6), 422 to other methods, 501.
+
+    What is no publication is answered with 422 and the reason where that is *strict*, else with 201.
+    """
+
+    methods = (b"POST",)
+    wrong_method = 422
+    counter = "rejected_publications_total"
+
+    def __init__(
+        self,
+        publishing: Publishing,
+        metrics: Metrics,
+        *,
+        key: str,
+        origins: Origins | None,
+        max_body: int,
+        strict: bool,
+    ) -> None:
+        super().__init__(metrics, key=key, origins=origins)
+        self.max_body = max_body
+        self._publishing = publishing
+        self._strict = strict
+
+    async def work(self, request: Request) -> Answer:
+        """Store it."""
+        try:
+            job = await self._publishing.take(request)
+        except BadPublication as e:
+            return self.refusal(Refused(422, e.code, str(e))) if self._strict else Answer(201)
+        return self.stored(job)
+
+    def stored(self, job: Job) -> Answer:
+        """What is said of what was stored: nothing."""
+        return Answer(201)
 
 
 def _idempotency_key(request: Request) -> str:

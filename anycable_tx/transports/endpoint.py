@@ -96,22 +96,20 @@ class Endpoint(Resource):
             # Publishers send again after a lost connection, but drop what was answered with an error.
             request.loseConnection()
             return NOT_DONE_YET
-        gone: list[Failure] = []
-        request.notifyFinish().addErrback(gone.append)
-        Deferred.fromCoroutine(self._answer(request, gone)).addErrback(self._failed)
+        Deferred.fromCoroutine(self._answer(request)).addErrback(self._failed)
         return NOT_DONE_YET
 
-    async def _answer(self, request: Request, gone: list[Failure]) -> None:
+    async def _answer(self, request: Any) -> None:
         try:
             answer = await self.work(request)
         except Refused as e:
-            if gone:
+            if request.gone:
                 return
             answer = self._refuse(request, e)
         except Exception:
             self._failed(Failure())
             answer = self.refusal(Refused(500, "internal", "internal error"))
-        if not gone:
+        if not request.gone:
             self._end(request, answer)
 
     def _failed(self, failure: Failure) -> None:

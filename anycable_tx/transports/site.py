@@ -201,6 +201,8 @@ class _Request(Request):
     too_large = 413
     _counted = False
     _keeps_body = True
+    #: The connection ended before the answer was complete.
+    gone = False
     _received = 0
 
     def begin(self, sites: Sites, resource: Any) -> None:
@@ -232,6 +234,7 @@ class _Request(Request):
         super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
+        self.gone = True
         self._uncount()
         super().connectionLost(reason)
 
@@ -291,11 +294,11 @@ class _Channel(HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse_header()
 
-    def lineReceived(self, line: bytes) -> None:
-        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        if self._receivedHeaderSize > self.totalHeadersSize:
             self._refuse_header()
         else:
-            super().lineReceived(line)
+            super()._respondToBadRequestAndDisconnect()
 
     def _refuse_header(self) -> None:
         text = b"the head of the request is larger than %d bytes" % self.totalHeadersSize

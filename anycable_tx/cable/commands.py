@@ -30,7 +30,6 @@ def receive(session: Session, text: bytes) -> None:
     if pace is not None:
         session.clear = pace.spent(session.clear)
         if session.clear < 0:
-            session.services.metrics.count("closed_connections_total", reason="too_many_commands")
             session.disconnect(1008, "Too many commands", "too_many_commands", reconnect=True)
             return
     command = codec.decode_command(text)

@@ -297,17 +297,14 @@ class _Channel(HTTPChannel):
     def _respondToBadRequestAndDisconnect(self) -> None:
         if self._receivedHeaderSize > self.totalHeadersSize:
             self._refuse_header()
-        else:
-            super()._respondToBadRequestAndDisconnect()
+            return
+        self._count_refusal("bad_request")
+        super()._respondToBadRequestAndDisconnect()
 
     def _refuse_header(self) -> None:
         text = b"the head of the request is larger than %d bytes" % self.totalHeadersSize
         self._refuse(431, "header_too_large", text)
         self.setRawMode()  # what follows is no line any more
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        self._count_refusal("bad_request")
-        super()._respondToBadRequestAndDisconnect()
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]

@@ -100,6 +100,19 @@ def test_what_comes_behind_a_message_that_is_too_large_is_not_kept(cable):
     assert client.farewell()[1] == 1009
 
 
+def test_a_client_that_sends_too_much_is_closed_and_counted_once(cable):
+    made = cable(max_commands_rate=1)
+    client, other = made.client(), made.client()
+    for _ in range(12):
+        client.send(command("ping"))
+    messages, code, _, _ = client.farewell()
+    assert messages[-1] == {"type": "disconnect", "reason": "too_many_commands", "reconnect": True}
+    assert code == 1008
+    assert made.metrics.value("closed_connections_total", "too_many_commands") == 1
+    assert made.metrics.value("closed_connections_total") == 1
+    assert other.is_served()
+
+
 # -- slow readers
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,16 @@ NOT_RUN = {
     "twistd -n anycable --broker=acme": "test_third_party installs that provider and runs it",
     "redis-cli XADD": "tests of the Redis broadcaster add the same",
 }
+#: Fails as the server says; of an answer without an end it reads the beginning.
+CURL = """
+set -eu
+curl() {
+    case " $* " in
+    *" -N "*) test -n "$(command curl --fail -sS --noproxy '*' -m 1 "$@" 2>/dev/null)" ;;
+    *) command curl --fail-with-body -sS --noproxy '*' "$@" ;;
+    esac
+}
+"""
 SECRET = "a-secret-of-at-least-32-characters"
 
 
@@ -51,11 +62,15 @@ class Command(NamedTuple):
 
 
 def commands() -> Iterator[Command]:
-    """Every line of a shell block; lines that go on are one."""
+    """Every line of a shell block; lines that go on are one, and so is a command with the text it is given."""
     for page in PAGES:
         for block in blocks(page.read_text("utf-8"), "sh"):
-            for line in block.replace("\\\n", " ").splitlines():
+            lines = iter(block.replace("\\\n", " ").splitlines())
+            for line in lines:
                 text = " ".join(line.partition("  #")[0].split())
+                given = re.search(r"<<'(\w+)'$", text)
+                if given:
+                    text = "\n".join([text, *takewhile(given[1].__ne__, lines), given[1]])
                 if text:
                     yield Command(page, text)
 
@@ -109,16 +124,20 @@ def test_the_server_starts_as_it_is_written(text: str, tmp_path: Path) -> None:
         own = [f"--host={HOST}", f"--port={port}", f"--http_broadcast_port={other}"]
         scripts = Path(sys.executable).parent
         with log.open("wb") as output:
-            # The checkout is where relative names of the pages begin.
+            # Relative names on the pages begin at the checkout; where there are none, nothing of it must be found.
             process = subprocess.Popen(
                 [str(scripts / program), *(["--pidfile="] if program == "twistd" else []), *options, *own],
-                cwd=ROOT, env=environment({"PATH": f"{scripts}:{os.environ['PATH']}"}),
+                cwd=ROOT if "conf/" in text else tmp_path, env=environment({"PATH": f"{scripts}:{os.environ['PATH']}"}),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         try:
             started = f"Handle WebSocket connections at http://{HOST}:{port}/"
             wait_for(lambda: started in log.read_text() or process.poll() is not None, "the start")
             assert process.poll() is None, log.read_text()
+            for store in ("redis", "nats"):
+                assert (f"Using {store} broker" in log.read_text().lower().replace("using", "Using")) is (
+                    store in text
+                )
             process.send_signal(signal.SIGTERM)
             assert process.wait(40) == 0, log.read_text()
         finally:
@@ -129,16 +148,16 @@ def test_the_server_starts_as_it_is_written(text: str, tmp_path: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", sorted({c.page for c in COMMANDS if is_request(c.text)}), ids=lambda page: ids(page))
 def test_requests_are_answered_as_they_are_written(page: Path) -> None:
-    """Those to 8080 by a server with a secret, others by one for everybody."""
+    """Those to 8080 by a server with a secret where the page has a key, the others by one for everybody."""
     api = free_port()
     lines = [command.text for command in COMMANDS if command.page == page and is_request(command.text)]
     with (
-        server("--presets=broker", "--public", f"--api_port={api}") as public,
+        server("--presets=broker", "--public", "--sse", f"--api_port={api}") as public,
         server("--presets=broker", f"--secret={SECRET}", "--http_broadcast_port=0") as keyed,
     ):
-        places = {"8080": keyed.port, "8090": public.broadcast_port, "9000": api}
-        script = ["set -eu", 'curl() { command curl --fail-with-body -sS --noproxy "*" "$@"; }']
-        script += [re.sub(r"(?<=http://localhost:)\d+", lambda m: str(places[m[0]]), line) for line in lines]
+        main = keyed if any(line.startswith("key=") for line in lines) else public
+        places = {"8080": main.port, "8090": public.broadcast_port, "9000": api}
+        script = [CURL, *(re.sub(r"(?<=http://localhost:)\d+", lambda m: str(places[m[0]]), line) for line in lines)]
         done = subprocess.run(
             ["bash", "-c", "\n".join(script)], env={**os.environ, "ANYCABLE_SECRET": SECRET},
             capture_output=True, text=True, timeout=60,

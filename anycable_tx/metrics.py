@@ -65,7 +65,7 @@ COUNTERS: dict[str, str] = {
     "rpc_timeout_total": "calls to the backend that failed because their time was up",
     "rpc_canceled_total": "calls to the backend that were dropped because the session or the server ended",
     "disconnect_dropped_total": "ends of sessions the backend was not told of, by reason",
-    "worker_restarts_total": "workers that ended by themselves and were replaced, by how they ended",
+    "worker_restarts_total": "workers of this number that ended by themselves and were replaced, by how they ended",
     "dropped_log_records_total": "log records of a worker that were lost because its parent did not read in time",
     "internal_errors_total": "errors nobody expected; each has a traceback in the log",
     "refused_connections_total": "connections refused before the upgrade, by reason",

@@ -23,7 +23,7 @@ def create(context: ProviderContext) -> HTTPBroadcaster:
 
 @implementer(IBroadcaster)
 class HTTPBroadcaster:
-    """Accepts publications at ``http_broadcast_path`` of ``http_broadcast_port``, and of the extra port if any.
+    """Accepts publications at ``http_broadcast_path`` of ``http_broadcast_port``.
 
     With ``broadcast_key`` (unless ``public``) requests need ``Authorization: Bearer <key>``. Checked are, in this
     order: CORS and preflight, method, authorisation, body. The answers:
@@ -38,10 +38,7 @@ class HTTPBroadcaster:
     def __init__(self, context: ProviderContext) -> None:
         settings = context.settings
         key = "" if settings.get("public") else settings.get("broadcast_key", "")
-        path = settings["http_broadcast_path"]
-        ports = [settings["http_broadcast_port"]]
-        if settings.get("http_broadcast_extra_port"):
-            ports.append(settings["http_broadcast_extra_port"])
+        port, path = settings["http_broadcast_port"], settings["http_broadcast_path"]
         origins = None
         if settings.get("http_broadcast_cors"):
             origins = Origins(settings.get("allowed_origins", ()))
@@ -56,15 +53,14 @@ class HTTPBroadcaster:
             max_body=settings.get("http_broadcast_max_body", 8 * 1024 * 1024),
             strict=bool(settings.get("broadcast_strict", False)),
         )
-        for port in ports:
-            context.site.add_route(port, path, self._endpoint)
+        context.site.add_route(port, path, self._endpoint)
         scheme = "https" if settings.get("ssl_cert") else "http"
         derived = key and key == derive_key(settings.get("secret", ""), BROADCAST)
-        origin = f"{scheme}://{settings.get('host', 'localhost')}"
-        rules = f"{'authorization required' if self._endpoint.key else 'no authorization'}"
-        rules += ", CORS enabled" if origins else ""
-        self.announcement = (_DERIVED if derived else "") + "\n".join(
-            f"Accept broadcast requests at {origin}:{port}{path} ({rules})" for port in ports
+        self.announcement = (
+            f"{_DERIVED if derived else ''}"
+            f"Accept broadcast requests at {scheme}://{settings.get('host', 'localhost')}:{port}{path} "
+            f"({'authorization required' if self._endpoint.key else 'no authorization'}"
+            f"{', CORS enabled' if origins else ''})"
         )
 
     async def start(self) -> None:

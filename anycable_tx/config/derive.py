@@ -178,17 +178,10 @@ def _secrets(draft: Draft) -> None:
 
 
 def _broadcast_port(draft: Draft) -> None:
-    """Settled after the presets, so that a platform with one port gets the endpoint on it (CO-13, CO-23).
-
-    Applications on Fly.io publish to the open port of their own accord (BR-74).
-    """
+    """Settled after the presets, so that a platform with one port gets the endpoint on it (CO-13, CO-23)."""
     if draft["http_broadcast_port"] == 0:
         main = draft["broadcast_key"] or any(preset in CLOUD for preset in draft.presets)
         draft.put("http_broadcast_port", draft["port"] if main else OPEN_BROADCAST_PORT)
-        if "fly" in draft.presets:
-            draft.fill("fly", "http_broadcast_extra_port", OPEN_BROADCAST_PORT)
-    if draft["http_broadcast_extra_port"] == draft["http_broadcast_port"]:
-        draft.put("http_broadcast_extra_port", 0)
 
 
 def _metrics(draft: Draft) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from io import RawIOBase
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -75,20 +75,15 @@ class Worker:
             self.log.error("the certificate stays as it was: {error}", error=e)
 
 
-def obey(worker: Worker, reactor: Any, orders: Iterable[bytes]) -> None:
+def obey(worker: Worker, reactor: Any, orders: RawIOBase) -> None:
     """Do what the parent says, until it is gone; then end. In a thread, so that a reactor that is stuck ends too."""
-    for order in _lines(orders):
-        reactor.callFromThread(getattr(worker, order))
-    reactor.callFromThread(worker.hurry)
-    time.sleep(ORPHAN)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _lines(orders: Iterable[bytes]) -> Iterator[str]:
     for line in orders:
         order = line.decode().strip()
         if order in ("stop", "hurry", "renew"):
-            yield order
+            reactor.callFromThread(getattr(worker, order))
+    reactor.callFromThread(worker.hurry)
+    time.sleep(ORPHAN)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
@@ -105,6 +100,8 @@ def main() -> None:
     settings = handover.settings
     reactor = reactor_of(settings, handover.reactor)
     server = Server(settings, reactor, handover.adopt())
+    for how, times in handover.restarts.items():
+        server.metrics.count("worker_restarts_total", times, reason=how)
     reports = ReportPipe(reactor, REPORTS, server.metrics)
     observer = Observer(reports, record, settings["log_level"], settings["node_id"])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from io import RawIOBase
 
 from anycable_tx.config.settings import Settings
@@ -21,12 +21,16 @@ _LENGTH = struct.Struct("!I")
 
 @dataclass(frozen=True)
 class Handover:
-    """The settings in effect, the reactor that was asked for (or None), where modules are found, how many sockets."""
+    """The settings in effect, the reactor that was asked for (or None), where modules are found, how many sockets.
+
+    *restarts*: how those that it replaces ended, and how many did so.
+    """
 
     settings: Settings
     reactor: str | None
     path: tuple[str, ...]
     sockets: int
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
     def adopt(self) -> list[socket.socket]:
         """In the worker: its sockets."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,6 +55,8 @@ class Workers:
         self._chosen = chosen
         self._workers: dict[int, WorkerProcess] = {}
         self._pauses: list[Pause] = []
+        #: By worker, how its predecessors ended. It counts them with what it counts itself.
+        self._restarts: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._lives: list[Deferred[None]] = []
         self._ending = False
         self._deadline = math.inf
@@ -118,7 +120,7 @@ class Workers:
             metrics_port=settings["metrics_port"] + number - 1,
             metrics_tags={**settings["metrics_tags"], "worker": str(number)},
         )
-        handover = Handover(own, self._chosen, tuple(sys.path), len(self._sockets))
+        handover = Handover(own, self._chosen, tuple(sys.path), len(self._sockets), self._restarts[number])
         worker = self._workers[number] = WorkerProcess(handover, self.reactor, globalLogPublisher)
         worker.spawn(self._sockets)
         return worker
@@ -138,7 +140,7 @@ class Workers:
             if self._ending:
                 return
             pause.lasted(self.reactor.seconds() - begun)
-            self.metrics.count("worker_restarts_total", reason=how)
+            self._restarts[number][how] += 1
             self._tell_of(worker, "a worker ended and is replaced", LogLevel.error, how=how)
             await pause.wait()
             if self._is_ending():

@@ -42,7 +42,7 @@ class WorkerProcess(ReapedProtocol):
         self._lines = Lines(self._heard)
 
     def spawn(self, sockets: Sequence[socket]) -> None:
-        """Start it. Raises OSError when that cannot be done."""
+        """Start it. One that cannot be started has ended."""
         # Neither -c nor the environment tells it anything: what it is given comes through a pipe.
         command = [sys.executable, "-P", "-m", "anycable_tx.workers", self.node_id]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -51,6 +51,9 @@ class WorkerProcess(ReapedProtocol):
             self._reactor.spawnProcess(
                 self, sys.executable, command, environment, childFDs=descriptors(stdin, sockets)
             )
+        except OSError as e:
+            self._settle(WorkerFailed(f"the worker {self.node_id} cannot be started: {e}"))
+            self.ended.callback("not started")
         finally:
             os.close(stdin)
 
@@ -67,8 +70,8 @@ class WorkerProcess(ReapedProtocol):
             self._write(order.encode() + b"\n")
 
     def _write(self, data: bytes) -> None:
-        assert self.transport is not None
-        self.transport.writeToChild(CONTROL, data)
+        if self.transport is not None:
+            self.transport.writeToChild(CONTROL, data)
 
     def kill(self) -> None:
         """End it, whatever it is doing."""

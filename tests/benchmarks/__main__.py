@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks import machine, report
-from tests.benchmarks.processes import CPUS, ROOT, ServerKind, brokers, product, rpc, stock
+from tests.benchmarks.processes import CPUS, ROOT, ServerKind, brokers, product, rpc, stock, workers
 from tests.benchmarks.runner import run_all
 from tests.benchmarks.scenarios import SCENARIOS, Size
 
@@ -49,7 +49,14 @@ def _parse() -> argparse.Namespace:
 
 
 def _servers(arguments: argparse.Namespace) -> list[ServerKind]:
-    kinds = [stock(), product(PRODUCT), product(f"{PRODUCT}, fast path off", "--fast_path=false"), *rpc(), *brokers()]
+    kinds = [
+        stock(),
+        product(PRODUCT),
+        product(f"{PRODUCT}, fast path off", "--fast_path=false"),
+        *rpc(),
+        *brokers(),
+        *workers(),
+    ]
     if arguments.server:
         unknown = set(arguments.server) - {kind.name for kind in kinds}
         if unknown:

@@ -32,6 +32,7 @@ __all__ = [
     "running",
     "spawn",
     "stock",
+    "workers",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,13 +62,14 @@ def _choose_cpus() -> Cpus:
 
 
 CPUS = _choose_cpus()
+_EVERY = frozenset(os.sched_getaffinity(0))
 
 
-def spawn(command: Sequence[str], cpu: int, **popen: object) -> subprocess.Popen[bytes]:
-    """Start *command* pinned to *cpu*; the kernel kills it should this process die without cleaning up."""
+def spawn(command: Sequence[str], cpu: int | None, **popen: object) -> subprocess.Popen[bytes]:
+    """Start *command* pinned to *cpu*, or on any; the kernel kills it should this process die without cleaning up."""
 
     def prepare() -> None:
-        os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, _EVERY if cpu is None else {cpu})
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return subprocess.Popen(command, cwd=ROOT, preexec_fn=prepare, start_new_session=True, **popen)  # type: ignore[call-overload,no-any-return]
@@ -121,7 +123,7 @@ class ServerKind:
 
     *baseline* is the name of the server that it is compared with: it takes part in the scenarios of that baseline.
     *backend*, ``grpc`` or ``http``, is the way in which it calls an application. *env* is added to the environment.
-    *store*: ``redis`` or ``nats``, of which it has one of its own.
+    *store*: ``redis`` or ``nats``, of which it has one of its own. *pinned*: does it run on one CPU?
     """
 
     name: str
@@ -131,6 +133,7 @@ class ServerKind:
     baseline: str = "stock"
     backend: str = ""
     store: str = ""
+    pinned: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -171,12 +174,23 @@ def brokers() -> list[ServerKind]:
     return [replace(kind, baseline="memory") for kind in kinds]
 
 
+def workers() -> list[ServerKind]:
+    """anycable-tx with one worker, and with two; both on any CPU, and with the same broker."""
+    kinds = [product(f"workers: {count}", f"--workers={count}") for count in (1, 2)]
+    return [replace(kind, baseline="workers: 1", store="nats", pinned=False) for kind in kinds]
+
+
 class Server(Process):
-    """A started server: a Process with its two ports."""
+    """A started server: a Process, and those it started, with its two ports."""
 
     def __init__(self, pid: int, kind: ServerKind, port: int, http_port: int) -> None:
         super().__init__(pid)
         self.kind, self.port, self.http_port = kind, port, http_port
+
+    def cpu(self) -> float:
+        """Seconds of CPU of the process, and of its workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return super().cpu() + sum(Process(int(pid)).cpu() for pid in children)
 
 
 def _free_port() -> int:
@@ -196,7 +210,7 @@ def _accepts(port: int) -> bool:
 
 @contextmanager
 def _listening(
-    name: str, command: Sequence[str], cpu: int, ports: Sequence[int], timeout: float, **popen: object
+    name: str, command: Sequence[str], cpu: int | None, ports: Sequence[int], timeout: float, **popen: object
 ) -> Iterator[int]:
     """The process id of a child that listens on *ports*; killed on leaving. RunFailed if it does not start."""
     with tempfile.TemporaryFile() as log:
@@ -260,7 +274,8 @@ def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
     with _backend(kind.backend, timeout) as options, _store(kind.store) as more:
         command = [*kind.command(port, http_port), *options, *more]
         env = {**os.environ, **kind.env}
-        with _listening(kind.name, command, CPUS.server, [port, http_port], timeout, env=env) as pid:
+        cpu = CPUS.server if kind.pinned else None
+        with _listening(kind.name, command, cpu, [port, http_port], timeout, env=env) as pid:
             server = Server(pid, kind, port, http_port)
             server.wait_until_idle()
             yield server

@@ -318,4 +318,11 @@ SCENARIOS = (
         shared,
         baseline="memory",
     ),
+    Scenario(
+        "workers",
+        "bursts of 50 publications to 1,000 subscribers",
+        DELIVERY,
+        partial(burst, 1000, 50),
+        baseline="workers: 1",
+    ),
 )

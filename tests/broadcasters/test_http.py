@@ -429,19 +429,6 @@ def test_the_announcement_says_where_and_who_may(settings, line):
     assert World(**settings).broadcaster.announcement == f"Accept broadcast requests at {line}"
 
 
-@pytest.mark.statement("BR-74")
-def test_a_further_port_takes_publications_too():
-    world = World(http_broadcast_extra_port=8091, broadcast_key="k")
-    for port in (8090, 8091):
-        peer = Peer(world.sites.site_for(port), world.clock, "192.0.2.1")
-        assert peer.ask("POST", PATH, b'{"stream":"a"}').status == 401
-        assert peer.ask("POST", PATH, b'{"stream":"a"}', Authorization="Bearer k").status == 201
-    assert len(world.node.published) == 2
-    where = "http://localhost:{}/_broadcast (authorization required)"
-    lines = world.broadcaster.announcement.splitlines()
-    assert lines == [f"Accept broadcast requests at {where.format(port)}" for port in (8090, 8091)]
-
-
 def test_a_stop_ends_what_was_taken_and_takes_no_more():
     world = World()
     world.node.slow = True

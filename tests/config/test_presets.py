@@ -78,19 +78,6 @@ def test_platforms_are_recognised_and_have_one_port(load: Load, name: str, env: 
         assert load(env={k: v for k, v in env.items() if k != sign}).presets == ()
 
 
-@pytest.mark.statement("BR-74")
-def test_on_fly_publications_are_taken_on_the_open_port_too(load: Load) -> None:
-    def ports(*argv: str, **env: str) -> tuple[int, int]:
-        settings = load(*argv, env=FLY | env)
-        return settings["http_broadcast_port"], settings["http_broadcast_extra_port"]
-
-    assert ports() == (8080, 8090)
-    assert ports("--broadcast_key=k") == (8080, 8090)
-    assert ports(PORT="8090") == (8090, 0)
-    assert ports("--http_broadcast_port=81") == (81, 0)
-    assert ports("--http_broadcast_extra_port=0") == (8080, 0)
-
-
 @pytest.mark.statement("CO-24")
 @pytest.mark.parametrize(
     ("env", "missing"),

@@ -161,10 +161,13 @@ def test_workers_restarted_with_their_nats_know_their_clients(tmp_path: Path) ->
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, redis: tuple[str, ...]) -> None:
-    with Process(*redis, cwd=tmp_path) as it:
+    metrics = kept_port()
+    with Process(*redis, "--metrics_http=/metrics", f"--metrics_port={metrics}", cwd=tmp_path) as it:
         before = ready(it)
         os.kill(before["me-1"], signal.SIGKILL)
         until(lambda: "a worker is ready" in it.out, "the replacement")
+        restarts = 'anycable_tx_worker_restarts_total{reason="SIGKILL",worker="1"} 1.0'
+        assert restarts in get(metrics, "/metrics")[1].splitlines()
         after = workers(it.out)
         assert after["me-2"] == before["me-2"]
         assert after["me-1"] != before["me-1"]
@@ -193,6 +196,7 @@ def test_a_worker_that_is_told_to_end_drains_and_is_replaced(tmp_path: Path, red
         it.stop()
 
 
+@pytest.mark.statement("BR-57")
 def test_clients_of_workers_that_are_killed_resume_on_the_others_and_miss_nothing() -> None:
     plan = Plan(broker="workers", nodes=1, clients=40, seconds=10, rate=60, faults={"worker": (0.3, 0.6)})
     report = run(plan)
@@ -220,6 +224,7 @@ def test_a_surprise_is_said_once_with_the_traceback_of_the_worker(tmp_path: Path
         assert it.err == ""
 
 
+@pytest.mark.statement("CO-26")
 def test_an_occupied_port_is_named_with_status_1_before_there_are_workers(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as occupied, Process(*nats(), cwd=tmp_path) as it:
         taken = occupied.getsockname()[1]
@@ -244,6 +249,7 @@ def test_what_workers_cannot_share_is_refused_in_one_line(options: tuple[str, ..
 # -- the end
 
 
+@pytest.mark.statement("CO-39", "CP-137")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_ends_all_with_status_0(number: int, tmp_path: Path) -> None:
     """As a terminal or a supervisor sends it: the workers get it too."""
@@ -265,6 +271,7 @@ def test_a_signal_to_the_whole_group_ends_all_with_status_0(number: int, tmp_pat
         assert it.out.splitlines()[-1].endswith(" INF Stopped nodeid=me context=workers")
 
 
+@pytest.mark.statement("CO-43")
 def test_a_second_signal_ends_a_drain(tmp_path: Path, redis: tuple[str, ...]) -> None:
     with Process(*redis, "--shutdown_slowdrain", cwd=tmp_path) as it:
         ready(it)

@@ -178,11 +178,11 @@ def test_a_worker_that_ended_is_replaced_and_counted(log: list[str]) -> None:
     it.reactor.advance(60)
     it.children[0].end(signal=9)
     assert log[-1] == "error a worker ended and is replaced context=workers worker=me-1 how=SIGKILL"
-    assert it.workers.metrics.value("worker_restarts_total", "SIGKILL") == 1
     it.reactor.advance(0.1)
     assert [child.handover.settings["node_id"] for child in it.children] == ["me-1", "me-2", "me-1"]
     it.children[2].say(ready=True)
     assert log[-1] == "info a worker is ready context=workers worker=me-1 pid=4711"
+    assert [child.handover.restarts for child in it.children] == [{}, {}, {"SIGKILL": 1}]
     assert it.children[1].orders == []
 
 
@@ -226,7 +226,6 @@ def test_a_stop_tells_all_and_is_over_when_they_have_ended(log: list[str]) -> No
     assert stopped == [None]
     assert it.reactor.getDelayedCalls() == []
     assert len(it.children) == 2
-    assert it.workers.metrics.value("worker_restarts_total") == 0
 
 
 def test_who_does_not_stop_in_time_is_killed(log: list[str]) -> None:
@@ -293,3 +292,22 @@ def test_an_inherited_socket_is_handed_on_and_not_bound_again() -> None:
     assert len(it.children[0].fds) == 7
     assert it.stop() == [None]
     assert given.fileno() == -1
+
+
+def test_one_that_cannot_be_spawned_is_tried_again_later(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    it = World().served()
+    spawn, failures = it.reactor.spawnProcess, [OSError(11, "Try again"), OSError(11, "Try again")]
+
+    def failing(*args: Any, **more: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return spawn(*args, **more)
+
+    monkeypatch.setattr(it.reactor, "spawnProcess", failing)
+    it.children[0].end(1)
+    for _ in range(100):
+        it.reactor.advance(0.01)
+    assert failures == []
+    assert it.children[2].handover.restarts == {"status 1": 1, "not started": 2}
+    assert len([line for line in log if "cannot be started: [Errno 11] Try again" in line]) == 2
+    assert it.stop() == [None]

@@ -27,16 +27,6 @@ BROADCASTING = (
         maximum=65535,
     ),
     Option(
-        "http_broadcast_extra_port",
-        "int",
-        0,
-        "further port of the HTTP endpoint, 0: none; the preset fly adds 8090",
-        key="http_broadcast.extra_port",
-        section="Broadcasting",
-        minimum=0,
-        maximum=65535,
-    ),
-    Option(
         "http_broadcast_path",
         default="/_broadcast",
         help="path of the HTTP endpoint",

@@ -9,6 +9,7 @@ __all__ = ["COUNTERS", "GAUGES", "MAX_REASONS", "OPTIONAL", "REASONED", "Metrics
 #: Name -> meaning. A name that is not declared here cannot be counted. A meaning that ends in ``, by reason`` (or by
 #: whatever it is) declares that each count says which.
 COUNTERS: dict[str, str] = {
+    "connections_total": "connections of clients, let in or not",
     "failed_auths_total": "authentications that were refused, by reason",
     "client_msg_total": "decoded messages received from clients",
     "failed_client_msg_total": "messages from clients that could not be decoded, or whose command failed, by reason",
@@ -72,6 +73,7 @@ COUNTERS: dict[str, str] = {
     "refused_requests_total": "HTTP requests refused before their resource saw them, by reason",
     "closed_connections_total": "client connections closed, by reason",
     "sse_refusals_total": "requests for server-sent events that got none, by reason",
+    "admin_refusals_total": "requests of the admin page that were refused, by reason",
     "statsd_errors_total": "packets to StatsD that could not be sent or were not taken, by reason",
 }
 
@@ -95,7 +97,7 @@ GAUGES: dict[str, str] = {
 REASONED = frozenset(name for name, meaning in COUNTERS.items() if ", by " in meaning)
 
 #: The parts that a server may do without. Counters whose names begin with one are there once the part is.
-OPTIONAL = ("rpc", "redis", "nats", "embedded_nats", "sse", "statsd")
+OPTIONAL = ("rpc", "redis", "nats", "embedded_nats", "sse", "admin", "statsd")
 
 #: A counter is labelled with at most so many reasons; further ones count as "other".
 MAX_REASONS = 100

@@ -56,6 +56,8 @@ class Node(NodeStreams):
         self._releasing = 0
         self._awaiting: deque[tuple[float, Session]] = deque()
         self._changed: dict[Session, None] = {}
+        #: The time, to a tenth of a second: one object for all sessions that begin in it.
+        self._now: float = reactor.seconds()
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
         self._audit = TailAudit(self)
@@ -95,7 +97,7 @@ class Node(NodeStreams):
         self.cancel_all()
 
     def _tick(self) -> None:
-        now = self.reactor.seconds()
+        now = self._now = self.reactor.seconds()
         while self._awaiting and self._awaiting[0][0] <= now:
             session = self._awaiting.popleft()[1]
             if session.is_open():
@@ -117,7 +119,9 @@ class Node(NodeStreams):
             self,
             extended=extended,
             resumable=extended and resumable and self._resumable,
+            since=self._now,
         )
+        self.metrics.count("connections_total")
         if session.sid == sid:
             self.sessions.arrives(session)
         session.begin(lambda: admit(session, arrival, self))

@@ -29,6 +29,7 @@ from anycable_tx.transports.listeners import Listeners, direct_path_applies
 from anycable_tx.transports.site import Readiness, Sites
 
 if TYPE_CHECKING:
+    from anycable_tx.admin.console import AdminConsole
     from anycable_tx.nats.embedded import EmbeddedNats
 
 __all__ = ["GRACE", "Server", "embedded_nats"]
@@ -80,6 +81,7 @@ class Server:
         if settings["sse"]:
             self.sites.add_route(main, settings["sse_path"], EventEndpoint(self.factory))
         self.listeners = Listeners(settings, reactor, self.factory, self.sites, sockets)
+        self.admin = _admin(settings, reactor, self)
         #: What has been started and not been stopped.
         self._started: list[Any] = []
         self._listen = listen
@@ -153,8 +155,9 @@ class Server:
         await self._start(node)
         for broadcaster in self.broadcasters:
             await self._start(broadcaster)
-        if self.api is not None:
-            await self._start(self.api)
+        for part in (self.api, self.admin):
+            if part is not None:
+                await self._start(part)
 
     async def _start(self, part: Any) -> None:
         await part.start()
@@ -179,6 +182,8 @@ class Server:
                 self.log.info("Handle {what} requests at {url}", what=what, url=origin + path)
         if self.api is not None:
             self._announce(self.api.announcement, context="api")
+        if self.admin is not None:
+            self._announce(self.admin.announcement, context="admin")
         self.monitor.announce()
 
     def _announce(self, text: str, **attrs: str) -> None:
@@ -215,6 +220,7 @@ class Server:
         await self._bounded("ports", self.listeners.close(), half)
         await self._bounded("running requests", self.sites.drain(), half)
         await self._stop_broadcasters(half)
+        await self._stop_part("admin page", self.admin, half)
         await self._close_clients()
         await self._bounded("sessions", self.node.released())
         self.factory.stop()
@@ -233,6 +239,7 @@ class Server:
         """Stop what has been started, but for listeners and clients."""
         node = self.node
         await self._stop_broadcasters(self._deadline)
+        await self._stop_part("admin page", self.admin)
         await self._stop_part("controllers", node.controllers)
         await self._stop_part("background work", node)
         await self._stop_part("broker", node.broker)
@@ -323,6 +330,14 @@ class Server:
         # At most a third of the time, in steps of 50 ms.
         steps = max(1.0, seconds / 3 / GLANCE)
         return max(int(self.settings["shutdown_pool_size"]), math.ceil(count / steps)), GLANCE
+
+
+def _admin(settings: Mapping[str, Any], reactor: Any, server: Server) -> AdminConsole | None:
+    if not settings["admin"]:
+        return None
+    from anycable_tx.admin.console import AdminConsole
+
+    return AdminConsole(settings, reactor, server)
 
 
 def embedded_nats(settings: Mapping[str, Any], reactor: Any, metrics: Metrics) -> EmbeddedNats | None:

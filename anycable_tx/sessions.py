@@ -28,6 +28,10 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._by_sid.values()))
 
+    def newest_first(self) -> Iterator[Session]:
+        """Those that are let in, the last one first. Nobody may come or go meanwhile."""
+        return reversed(self._by_sid.values())
+
     def distinct(self) -> int:
         """How many different connection identifiers there are."""
         return len(self._by_identifiers)

@@ -64,6 +64,9 @@ class Services(Protocol):
     def publish(self, publication: Publication) -> Awaitable[Receipt]:
         """Store and fan out."""
 
+    def disconnected(self, session: Session) -> None:
+        """Its connection is gone."""
+
     def save(self, session: Session) -> Awaitable[None]:
         """Keep the session's record now, if it is resumable."""
 
@@ -132,7 +135,8 @@ class Session:
 
     ``extended``: it speaks the extended protocol. ``resumable``: its record is kept when it goes, so that it
     can come back. ``previous``: the sids it had before, newest last. ``unfinished``: identifiers it is not subscribed
-    to, though the backend may think so, with their state. ``clear`` is the Pace's.
+    to, though the backend may think so, with their state. ``clear`` is the Pace's. ``since`` is when it began, by the
+    reactor's clock.
     """
 
     __slots__ = (
@@ -152,17 +156,28 @@ class Session:
         "resumable",
         "services",
         "sid",
+        "since",
         "state",
         "subscriptions",
         "unfinished",
     )
 
-    def __init__(self, sid: str, outlet: Outlet, services: Services, *, extended: bool, resumable: bool) -> None:
+    def __init__(
+        self,
+        sid: str,
+        outlet: Outlet,
+        services: Services,
+        *,
+        extended: bool,
+        resumable: bool,
+        since: float = 0.0,
+    ) -> None:
         self.sid = sid
         self.outlet = outlet
         self.services = services
         self.extended = extended
         self.resumable = resumable
+        self.since = since
         self.state = State.OPENING
         self.identifiers = ""
         self.env: RequestEnv | None = None

@@ -52,6 +52,7 @@ def derive(draft: Draft) -> None:
         _broadcast_port,
         _metrics,
         _public_mode,
+        _admin,
         _certificate,
         _backend,
         _providers,
@@ -137,13 +138,21 @@ def _logs(draft: Draft) -> None:
 
 
 def _paths(draft: Draft) -> None:
-    for name in ("health_path", "ready_path", "http_broadcast_path", "sse_path", "api_path", "metrics_http"):
+    for name in (
+        "health_path",
+        "ready_path",
+        "http_broadcast_path",
+        "sse_path",
+        "api_path",
+        "metrics_http",
+        "admin_path",
+    ):
         if draft[name].strip():
             draft.put(name, _slashed(draft, name, draft[name].strip()))
         else:
             draft.put(name, "")
     draft.put("path", tuple(_slashed(draft, "path", path) for path in draft["path"]))
-    for name in ("path", "http_broadcast_path", "sse_path"):
+    for name in ("path", "http_broadcast_path", "sse_path", "admin_path"):
         if not draft[name]:
             raise draft.error(name, "a path is expected, such as /cable")
 
@@ -220,6 +229,12 @@ def _public_mode(draft: Draft) -> None:
         "Server is running in the public mode: clients need no credentials, may subscribe to any stream by its "
         f"name, and everybody may broadcast over HTTP ({place}){api}{tokens}"
     )
+
+
+def _admin(draft: Draft) -> None:
+    """Nobody is let in without a key, and no other secret is one."""
+    if draft["admin"] and not draft["admin_key"]:
+        raise draft.error("admin", "the admin page needs a key; give admin_key, or a file with it as admin_key_file")
 
 
 def _certificate(draft: Draft) -> None:

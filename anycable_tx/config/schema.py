@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 
-from anycable_tx.config.declarations import access, api, backend, delivery, metrics, nats, server
+from anycable_tx.config.declarations import access, admin, api, backend, delivery, metrics, nats, server
 from anycable_tx.config.option import Option
 from anycable_tx.errors import ConfigurationError
 from anycable_tx.interfaces import IProvider
@@ -27,6 +27,7 @@ BUILTIN: tuple[Option, ...] = (
     *backend.DISCONNECTS,
     *delivery.BROADCASTING,
     *api.API,
+    *admin.ADMIN,
     *delivery.BROKER,
     *delivery.PUBSUB,
     *nats.EMBEDDED,

@@ -94,14 +94,16 @@ class Clients:
                 self.metrics.count("failed_server_msg_total")
         self._slow.discard(connection)
 
-    def admit(self, connection: _Connection, head: Head) -> None:
+    def admit(self, connection: _Connection, head: Head, *, limited: bool = True) -> None:
         """Let the client in that asks with *head*, or raise Refusal.
 
-        Refused are those beyond ``max_conn`` (CO-29), those beyond ``max_conn_per_address``, and everybody when the
-        server is stopping.
+        Refused are those beyond ``max_conn`` (CO-29), those beyond ``max_conn_per_address``, unless they are not
+        *limited*, and everybody when the server is stopping.
         """
         if not self.accepting:
             raise Refusal(503, "starting or shutting down")
+        if not limited:
+            return
         if self.max_connections and self.upgraded >= self.max_connections:
             raise Refusal(503, "too many connections")
         if self.addresses is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-__all__ = ["Origins"]
+__all__ = ["ANY", "Origins"]
 
 #: Request headers a browser may send; the last five are ours.
 ALLOWED_HEADERS = (
@@ -63,3 +63,7 @@ class Origins:
         elif self._any:
             headers["Access-Control-Allow-Origin"] = "*"
         return headers
+
+
+#: Everybody.
+ANY = Origins(())

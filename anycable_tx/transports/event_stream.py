@@ -66,6 +66,7 @@ class EventStream(ClientOutlet):
         "transport",
         "wire",
     )
+    kind = "server-sent events"
     wire: EventWire
 
     def __init__(

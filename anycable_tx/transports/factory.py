@@ -63,6 +63,8 @@ class CableFactory(Clients, WebSocketServerFactory):  # type: ignore[misc]
         self._batched_timer = _Timer(reactor)
         self.site = site
         self.paths = PathPatterns(settings["path"])
+        #: Other paths, whose clients are those of another node. Neither the limits nor the origins are for them.
+        self.side_doors: dict[str, Node] = {}
         self.compression: bool = settings["enable_ws_compression"]
         self.max_head: int = settings["max_header_size"]
         self.max_message_size: int = settings["max_message_size"]

@@ -119,10 +119,16 @@ class Listeners:
         self._factory = factory
         self._sites = sites
         self._ports: list[Any] = []
+        #: Who takes the connections of ports that serve more than HTTP.
+        self._carriers: dict[tuple[str, int], CableFactory] = {}
         self._certificate: Certificate | None = None
         self._inherited: dict[int, list[socket.socket]] = {}
         for sock in sockets:
             self._inherited.setdefault(sock.getsockname()[1], []).append(sock)
+
+    def carry(self, host: str, port: int, factory: CableFactory) -> None:
+        """Let *factory* have the connections of another port, which has routes too."""
+        self._carriers[host, port] = factory
 
     def renew_certificate(self) -> None:
         """Read the certificate again, for new connections (CO-50). Raises ConfigurationError like ``open``."""
@@ -138,7 +144,8 @@ class Listeners:
         self._check_inherited([main[1], *(port for _, port in others)])
         self._listen(*main, self._factory, direct=self._factory.direct)
         for host, port in others:
-            self._listen(host, port, self._sites.site_for(port, host), direct=False)
+            carrier = self._carriers.get((host, port)) or self._sites.site_for(port, host)
+            self._listen(host, port, carrier, direct=False)
 
     def _check_inherited(self, wanted: list[int]) -> None:
         """A socket that nobody accepts from would let its clients wait for ever."""
@@ -192,7 +199,8 @@ class Listeners:
 
     async def close(self) -> None:
         """Accept no connections and no upgrades any more; open connections stay."""
-        self._factory.accepting = False
+        for factory in (self._factory, *self._carriers.values()):
+            factory.accepting = False
         ports, self._ports = self._ports, []
         unused, self._inherited = self._inherited, {}
         for sockets in unused.values():

@@ -63,6 +63,19 @@ class ClientOutlet:
     else:
         __slots__ = ()
 
+    #: What kind of connection it is, for people.
+    kind = "WebSocket"
+
+    @property
+    def address(self) -> str:
+        """The IP address at its other end; '' once it is gone."""
+        return "" if self.transport is None else self.factory.peer(self.transport)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait because the client reads too slowly."""
+        return 0 if self.transport is None else int(self.transport.backlog)
+
     def ends(self, reason: str) -> None:
         """The connection ends: count that, once and with the first reason."""
         if not self.ending:

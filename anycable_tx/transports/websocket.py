@@ -17,10 +17,14 @@ from anycable_tx.cable.admission import Arrival
 from anycable_tx.cable.commands import receive
 from anycable_tx.errors import BadCommand
 from anycable_tx.transports.clients import PRECISIONS
+from anycable_tx.transports.cors import ANY
 from anycable_tx.transports.frames import DEFLATE, unmask
 from anycable_tx.transports.handshake import Head, Refusal, negotiate, parse_head, refusal_response
 from anycable_tx.transports.outlet import CLOSED, CONNECTING, OPEN, WritingSide
 from anycable_tx.transports.plain import PlainTransport
+
+if TYPE_CHECKING:
+    from anycable_tx.node import Node
 
 __all__ = ["CableConnection"]
 
@@ -89,7 +93,7 @@ class CableConnection(WritingSide):
         self.transport = None
         self._release_waiter()
         if session is not None:
-            self.factory.node.disconnected(session)
+            session.services.disconnected(session)
 
     # -- the opening handshake
 
@@ -106,7 +110,8 @@ class CableConnection(WritingSide):
         self.data = b""
         try:
             head = parse_head(data[:end])
-            if not self.factory.paths.match(head.path):
+            factory = self.factory
+            if head.path not in factory.side_doors and not factory.paths.match(head.path):
                 self._serve_http(data)
                 return
             self._upgrade(head)
@@ -130,15 +135,18 @@ class CableConnection(WritingSide):
 
     def _upgrade(self, head: Head) -> None:
         """Raises Refusal."""
-        upgrade = negotiate(head, self.factory.origins, compression=self.factory.compression)
-        self.factory.admit(self, head)
+        factory = self.factory
+        node = factory.side_doors.get(head.path, factory.node)
+        usual = node is factory.node
+        upgrade = negotiate(head, factory.origins if usual else ANY, compression=factory.compression)
+        factory.admit(self, head, limited=usual)
         self.state = OPEN
         assert self._out is not None
         self._out.append(upgrade.response)
         if upgrade.deflate:
             self.wire = DEFLATE
             self._perMessageCompress = self.factory.decompressor()
-        self._open(head, upgrade.token, extended=upgrade.extended)
+        self._open(node, head, upgrade.token, extended=upgrade.extended)
 
     def _refuse(self, refusal: Refusal) -> None:
         self.factory.refused(refusal)
@@ -164,7 +172,7 @@ class CableConnection(WritingSide):
         self._http = successor
         return PlainTransport(transport.real, successor)
 
-    def _open(self, head: Head, token: str, *, extended: bool) -> None:
+    def _open(self, node: Node, head: Head, token: str, *, extended: bool) -> None:
         factory = self.factory
         factory.upgraded += 1
         parameters = head.parameters()
@@ -184,7 +192,7 @@ class CableConnection(WritingSide):
         if factory.expects_pongs and (extended or factory.native_pings):
             self.expects_pongs = True
         sid = head.headers.get("x-request-id", "") if factory.request_id_sid else ""
-        self.session = factory.node.connected(self, arrival, extended=extended, sid=sid)
+        self.session = node.connected(self, arrival, extended=extended, sid=sid)
 
     def opening_timed_out(self) -> None:
         """The time for the request head is up."""

@@ -133,7 +133,7 @@ def test_a_dump_freezes_neither_defaults_nor_what_follows(load: Load) -> None:
         "logging": {"debug": True, "level": "warn"},
         **dict.fromkeys(["rpc", "ws", "app", "disconnector", "jwt", "streams", "http_broadcast", "broker"]),
         **dict.fromkeys(["redis", "redis_pubsub", "redis_pubsub_broadcast", "redis_stream_broadcast"]),
-        **dict.fromkeys(["nats", "nats_pubsub", "nats_broadcast", "embedded_nats", "api", "sse"]),
+        **dict.fromkeys(["nats", "nats_pubsub", "nats_broadcast", "embedded_nats", "api", "admin", "sse"]),
     }
     assert "  port: 81  # --port\n" in text
     assert "  # port: 81  # derived\n" in text

@@ -228,6 +228,7 @@ def test_every_key_takes_effect(load: Load, tmp_path: Path, name: str) -> None:
 def _together(name: str) -> list[tuple[str, str]]:
     """Options that go in pairs only."""
     pairs = {"ssl_cert": ("server.ssl.key_path", "pem"), "ssl_key": ("server.ssl.cert_path", "pem")}
+    pairs["admin"] = ("admin.key", "k")
     return [pairs[name]] if name in pairs else []
 
 

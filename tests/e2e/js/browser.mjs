@@ -39,13 +39,31 @@ const browser = await chromium.launch({
 const page = await browser.newPage()
 await page.exposeFunction('report', say)
 page.on('pageerror', err => say({ event: 'failed', client: 'page', reason: String(err) }))
+page.on('console', entry => entry.type() === 'error' && say({ event: 'complaint', client: 'page', reason: entry.text() }))
+page.on('dialog', dialog => {
+  say({ event: 'failed', client: 'page', reason: `a dialog: ${dialog.message()}` })
+  dialog.dismiss()
+})
 
 const orders = {
   async open({ url, stream, file = 'page.html' }) {
     const query = new URLSearchParams({ cable: url, stream })
     await page.goto(`http://127.0.0.1:${files.address().port}/${file}?${query}`)
   },
-  shown: () => page.locator('ol > li').allTextContents()
+  shown: () => page.locator('ol > li').allTextContents(),
+
+  // Any page: where it is, what is done to its elements, what they say.
+  visit: async ({ url }) => void (await page.goto(url)),
+  fill: ({ selector, text }) => page.locator(selector).fill(text),
+  click: ({ selector }) => page.locator(selector).click(),
+  texts: ({ selector }) => page.locator(selector).allInnerTexts(),
+  count: ({ selector }) => page.locator(selector).count(),
+  wait: ({ selector, text }) => page.locator(selector, { hasText: text }).first().waitFor({ timeout: 15000 }),
+  async picture({ path, width, height }) {
+    await page.setViewportSize({ width, height })
+    await page.waitForTimeout(1500)
+    await page.screenshot({ path })
+  }
 }
 
 createInterface({ input: process.stdin })

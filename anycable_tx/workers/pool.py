@@ -177,6 +177,8 @@ class Workers:
 
     async def stop(self) -> None:
         """Let all workers stop as ``Server.stop`` does, all at a time; kill those that do not. Never raises."""
+        if self._ending:  # the start failed, or was given up: all has ended
+            return
         settings = self.settings
         self.log.info("Shutting down...", attrs={"context": "workers", "num": len(self._workers)})
         await self._end("stop", settings["shutdown_delay"] + settings["shutdown_timeout"] + GRACE + MERCY)

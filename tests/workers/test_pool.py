@@ -168,6 +168,7 @@ def test_a_start_that_is_given_up_leaves_no_worker() -> None:
     start.addBoth(it.outcome.append)
     it.reactor.run()
     start.cancel()
+    assert it.stop() == [None]
     assert all(child.orders == ["hurry"] for child in it.children)
     assert len(it.outcome) == 1
     assert not it.bound()

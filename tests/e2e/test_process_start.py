@@ -55,6 +55,7 @@ LINES = [
     r"Handle WebSocket connections at http://127\.0\.0\.1:{port}/other",
     r"Handle health requests at http://127\.0\.0\.1:{port}/health",
     r"Handle readiness requests at http://127\.0\.0\.1:{port}/ready",
+    r"Handle API requests at http://127\.0\.0\.1:{port}/api \(authorization required\)",
 ]
 
 

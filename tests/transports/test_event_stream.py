@@ -287,7 +287,9 @@ def test_a_server_that_has_closed_its_ports_turns_clients_away(events):
     client = events.connect()
     assert client.get("/health").status == 200
     events.factory.accepting = False
-    assert [e.json["reason"] for e in Reader(events, stream="chat", client=client).events()] == ["starting_or_shutting_down"]
+    assert [e.json["reason"] for e in Reader(events, stream="chat", client=client).events()] == [
+        "starting_or_shutting_down"
+    ]
 
 
 # -- POST

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks import machine, report
-from tests.benchmarks.processes import CPUS, ROOT, ServerKind, brokers, product, rpc, stock, workers
+from tests.benchmarks.processes import CPUS, ROOT, ServerKind, brokers, product, rpc, stock, watched, workers
 from tests.benchmarks.runner import run_all
 from tests.benchmarks.scenarios import SCENARIOS, Size
 
@@ -31,8 +31,8 @@ def _parse() -> argparse.Namespace:
         "--server",
         action="append",
         metavar="NAME",
-        help="run only this one (repeatable): stock, anycable-tx, 'anycable-tx, fast path off', and for the scenario "
-        "rpc: 'in process', grpc, http",
+        help="run only this one (repeatable): stock, anycable-tx, 'anycable-tx, fast path off', 'anycable-tx, "
+        "metrics on' (which runs only when it is named), and for the scenario rpc: 'in process', grpc, http",
     )
     parser.add_argument(
         "--add-server",
@@ -53,6 +53,7 @@ def _servers(arguments: argparse.Namespace) -> list[ServerKind]:
         stock(),
         product(PRODUCT),
         product(f"{PRODUCT}, fast path off", "--fast_path=false"),
+        watched(f"{PRODUCT}, metrics on"),
         *rpc(),
         *brokers(),
         *workers(),
@@ -62,6 +63,8 @@ def _servers(arguments: argparse.Namespace) -> list[ServerKind]:
         if unknown:
             raise SystemExit(f"no such server: {', '.join(sorted(unknown))}")
         kinds = [kind for kind in kinds if kind.name in arguments.server]
+    else:
+        kinds = [kind for kind in kinds if not kind.extra]
     return kinds + [_added(text) for text in arguments.add_server]
 
 

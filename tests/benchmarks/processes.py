@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ __all__ = [
     "running",
     "spawn",
     "stock",
+    "watched",
     "workers",
 ]
 
@@ -123,7 +126,8 @@ class ServerKind:
 
     *baseline* is the name of the server that it is compared with: it takes part in the scenarios of that baseline.
     *backend*, ``grpc`` or ``http``, is the way in which it calls an application. *env* is added to the environment.
-    *store*: ``redis`` or ``nats``, of which it has one of its own. *pinned*: does it run on one CPU?
+    *store*: ``redis`` or ``nats``, of which it has one of its own. *pinned*: does it run on one CPU? *scraped*: it is
+    asked for its metrics each second. *extra*: it takes part only when it is named.
     """
 
     name: str
@@ -134,6 +138,8 @@ class ServerKind:
     backend: str = ""
     store: str = ""
     pinned: bool = True
+    scraped: bool = False
+    extra: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -159,6 +165,12 @@ def product(name: str, *options: str) -> ServerKind:
     return ServerKind(name, command)
 
 
+def watched(name: str) -> ServerKind:
+    """anycable-tx whose metrics are read and logged each second."""
+    options = ("--metrics_http=/metrics", "--metrics_log", "--metrics_rotate_interval=1")
+    return replace(product(name, *options), scraped=True, extra=True)
+
+
 def rpc() -> list[ServerKind]:
     """anycable-tx with somebody to answer commands: a controller of its own, or an application it calls."""
     name = "in process"
@@ -178,6 +190,31 @@ def workers() -> list[ServerKind]:
     """anycable-tx with one worker, and with two; both on any CPU, and with the same broker."""
     kinds = [product(f"workers: {count}", f"--workers={count}") for count in (1, 2)]
     return [replace(kind, baseline="workers: 1", store="nats", pinned=False) for kind in kinds]
+
+
+@contextmanager
+def _scraping(url: str) -> Iterator[None]:
+    """Meanwhile *url* is read each second. RunFailed if that ever failed."""
+    ending = threading.Event()
+    failures: list[OSError] = []
+
+    def scrape() -> None:
+        while not failures and not ending.wait(1.0):
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    answer.read()
+            except OSError as e:
+                failures.append(e)
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+    if failures:
+        raise RunFailed(f"metrics could not be read: {failures[0]}")
 
 
 class Server(Process):
@@ -278,7 +315,8 @@ def running(kind: ServerKind, timeout: float = 30.0) -> Iterator[Server]:
         with _listening(kind.name, command, cpu, [port, http_port], timeout, env=env) as pid:
             server = Server(pid, kind, port, http_port)
             server.wait_until_idle()
-            yield server
+            with _scraping(f"http://127.0.0.1:{port}/metrics") if kind.scraped else nullcontext():
+                yield server
 
 
 def _tail(log: object, size: int = 1500) -> str:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -84,7 +84,9 @@ def _subscribing(plan: Plan) -> Callable[[CableClient, str], Awaitable[Any]]:
     return lambda client, name: client.subscribe(identifier_of("Chat", room=name), streams=[name])
 
 
-async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog) -> int:
+async def _drive(
+    plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog, at_the_end: Callable[[Server], Any]
+) -> int:
     """Carry out the plan; answers how many connections the server holds for clients that have a newer one."""
     clients = await connect(plan, [proxy.url()], log, _subscribing(plan))
     traffic = Traffic(target.publisher(log=log), plan)
@@ -103,12 +105,22 @@ async def _drive(plan: Plan, target: Server, proxy: ProxyProcess, log: EventLog)
     await asyncio.gather(*(client.caught_up(_SETTLE) for client in clients))
     await at_rest(log, _SETTLE)
     connections = await asyncio.to_thread(proxy.do, "connections")
+    await asyncio.to_thread(at_the_end, target)
     await asyncio.gather(*(client.close() for client in clients))
     return len(connections) - plan.clients
 
 
-def run(plan: Plan, file: IO[str] | None = None) -> Report:
+def run(
+    plan: Plan,
+    file: IO[str] | None = None,
+    *options: str,
+    watching: Callable[[Server], AbstractContextManager[Any]] = lambda target: nullcontext(),
+    at_the_end: Callable[[Server], Any] = lambda target: None,
+) -> Report:
     """Carry the plan out against a server of its own, and judge it; *file* gets the events.
+
+    *options* are further ones of the server. *watching* it goes on meanwhile, and *at_the_end* is called when all is
+    delivered and everybody is still there.
 
     Beside the checker's counts there is ``superseded_connections``: those that outlived a resume elsewhere.
     Raises ProcessFailed if the server fails.
@@ -124,9 +136,14 @@ def run(plan: Plan, file: IO[str] | None = None) -> Report:
             f"--sessions_ttl={_SESSIONS}",
             "--disconnect_rate=1000",
         )
-    options = ("--presets=broker", "--broker_snapshot=snapshot", "--history_limit=5000", *access)
-    with backend or nullcontext(), server(*options) as target, ProxyProcess(target.port) as proxy:
-        superseded = asyncio.run(_drive(plan, target, proxy, log))
+    options = ("--presets=broker", "--broker_snapshot=snapshot", "--history_limit=5000", *access, *options)
+    with (
+        backend or nullcontext(),
+        server(*options) as target,
+        watching(target),
+        ProxyProcess(target.port) as proxy,
+    ):
+        superseded = asyncio.run(_drive(plan, target, proxy, log, at_the_end))
         if backend is not None:
             time.sleep(_SESSIONS + 3)
     report = log.check()

@@ -107,8 +107,8 @@ def test_a_server_serves_logs_and_sends_its_metrics(tmp_path: Path, reactor: str
         )  # fmt: skip
         with Process(*options, cwd=tmp_path, twistd=("-n", "--pidfile=", "-r", reactor)) as it:
             it.ready()
+            until(lambda: f"Send statsd metrics to {place}" in it.out, "the last of what is announced")
             assert f"Serve metrics at http://{HOST}:{own}/metrics" in it.out
-            assert f"Send statsd metrics to {place}" in it.out
             assert "log metrics nodeid=" in it.out
             assert samples(own)['anycable_go_clients_num{env="dev"}'] == "0.0"
             assert int(float(samples(own)['anycable_go_mem_sys_bytes{env="dev"}'])) > 10_000_000

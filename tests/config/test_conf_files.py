@@ -36,6 +36,15 @@ def test_the_example_keeps_history_and_sessions() -> None:
     assert [rule["class"] for rule in settings["broker_rules"]] == ["chat", "typing"]
 
 
+@pytest.mark.parametrize(
+    ("given", "broker"),
+    [("--redis_url=redis://localhost:6379", "redis"), ("--embed_nats", "nats"), ("--workers=2", "nats")],
+)
+def test_the_example_takes_the_store_that_is_named(given: str, broker: str) -> None:
+    settings = load_settings(["--presets=broker", given], {}, str(ROOT))
+    assert (settings.config_file, settings["broker"], settings["pubsub"]) == ("conf/anycable.yml", broker, broker)
+
+
 def test_the_example_is_found_without_naming_it() -> None:
     assert load_settings([], {}, str(ROOT)).config_file == "conf/anycable.yml"
 

@@ -80,6 +80,7 @@ _PARTS = {
     "nats": "with NATS",
     "embedded_nats": "with an embedded NATS server",
     "sse": "with server-sent events",
+    "admin": "with the admin page",
     "statsd": "with StatsD",
 }
 

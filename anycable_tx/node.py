@@ -67,6 +67,12 @@ class Node(NodeStreams):
         metrics.gauge("broadcast_streams_num", aged(self._streams_in_use, age, reactor.seconds))
         metrics.gauge("disconnect_queue_size", lambda: 0)  # until there is a backend that is told
 
+    def refused(self, session: Session, counter: str, reason: str) -> None:
+        """The session's client was refused something. What it asked for may be signed, and is not for the log."""
+        self.metrics.count(counter, reason=reason)
+        attrs = {"context": "node", "counter": counter, "reason": reason, "sid": session.sid}
+        self.log.debug("a client was refused something", attrs=attrs)
+
     def _streams_in_use(self) -> int:
         return sum(not stream.idle for stream in self.hub.streams.values())
 

@@ -16,14 +16,14 @@ from anycable_tx.monitoring.names import condition
 PACKAGE = Path(anycable_tx.__file__).parent
 
 
-def calls(method: str) -> Iterator[tuple[str, ast.Call]]:
-    """The calls ``....metrics.<method>(...)`` in the package, with where they are."""
+def calls(method: str, owners: tuple[str, ...] = ("metrics", "_metrics")) -> Iterator[tuple[str, ast.Call]]:
+    """The calls ``....<owner>.<method>(...)`` in the package, with where they are."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
                 owner = node.func.value
                 name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
-                if name.endswith("metrics"):
+                if name in owners:
                     yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
 
 
@@ -51,6 +51,14 @@ def test_what_is_counted_is_declared_and_says_a_reason_exactly_where_the_declara
         assert name in COUNTERS, place
         given = len(call.args) > 2 or any(keyword.arg == "reason" for keyword in call.keywords)
         assert given == (name in REASONED), f"{place}: {name}"
+
+
+def test_what_a_client_is_refused_has_a_counter_with_reasons() -> None:
+    found = [(place, call.args[0]) for place, call in calls("refused", ("session",))]
+    assert len(found) > 15
+    for place, name in found:
+        assert isinstance(name, ast.Constant), place
+        assert name.value in REASONED, place
 
 
 def test_what_is_declared_is_counted_or_read_somewhere() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.logger import LogLevel, formatEvent
 
 from anycable_tx.cable.messages import RemoteCommand, StreamMessage
+from anycable_tx.cable.replies import Reply, Status
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.testing.sync import result_of
 from tests.cable.support import A, B, Client, World, pubsub, room
+from tests.monitoring.support import logged
 
 REJECT = "reject_history"
 DOWN = BrokerUnavailable("down")
@@ -90,6 +93,30 @@ def test_a_command_nobody_understands_is_counted(command):
     world = World()
     world.node.execute(command)
     assert world.metrics.value("failed_bus_msg_total") == 1
+
+
+@pytest.mark.statement("P9")
+def test_what_a_client_is_refused_is_in_the_log_with_the_reason_and_without_what_it_said():
+    world = World("backend")
+    client = world.connect()
+    world.backend.will("subscribe", Reply(Status.FAILURE, reason="forbidden"))
+    with logged() as events:
+        client.subscribe(room("secret"))
+    [event] = events
+    assert (event["log_level"], formatEvent(event)) == (LogLevel.debug, "a client was refused something")
+    expected = {"counter": "subscription_rejects_total", "reason": "forbidden", "sid": client.sid}
+    assert event["attrs"].items() >= expected.items()
+    assert "secret" not in str(event["attrs"])
+    assert world.metrics.value("subscription_rejects_total", "forbidden") == 1
+
+
+@pytest.mark.statement("P9")
+def test_holes_and_their_ends_are_in_the_log():
+    world, client = bus_world()
+    with logged() as events:
+        spoilt(world, lambda m: forget(m, 1))
+    assert client.heard() == [1, 2, 3]
+    assert [formatEvent(event) for event in events] == ["messages of a stream were missed", "a stream is whole again"]
 
 
 def test_a_healed_message_keeps_its_exclusion_and_type():

@@ -80,7 +80,7 @@ async def admit(session: Session, arrival: Arrival, registry: Registry) -> None:
             return
         await _authenticate(session, arrival, registry)
     except BrokerUnavailable:
-        registry.metrics.count("sessions_refused_total", reason="unavailable")
+        session.refused("sessions_refused_total", "unavailable")
         session.disconnect(1011, "Auth Error")
     except BaseException:
         session.disconnect(1011, "Auth Error")
@@ -94,7 +94,7 @@ async def _authenticate(session: Session, arrival: Arrival, registry: Registry) 
             await registry.left(session.sid, reply, arrival.env)
         return
     if reply is None or reply.status is Status.ERROR:
-        registry.metrics.count("failed_auths_total", reason="error")
+        session.refused("failed_auths_total", "error")
         session.resumable = False
         session.disconnect(1011, "Auth Error")
         return
@@ -119,7 +119,7 @@ def _open(session: Session, arrival: Arrival, registry: Registry) -> None:
 
 def _refuse(session: Session, reply: ConnectReply, registry: Registry) -> None:
     """A refused client leaves nothing that could be resumed (CP-29)."""
-    registry.metrics.count("failed_auths_total", reason=reply.reason or "unauthorized")
+    session.refused("failed_auths_total", reply.reason or "unauthorized")
     session.resumable = False
     session.transmit(reply.transmissions)
     session.disconnect(1000, "Auth Failed")
@@ -132,11 +132,11 @@ async def _resume(session: Session, arrival: Arrival, registry: Registry) -> boo
     try:
         claim = await registry.claim(previous, session.sid)
     except BrokerUnavailable:
-        registry.metrics.count("sessions_refused_total", reason="unavailable")
+        session.refused("sessions_refused_total", "unavailable")
         return False
     record = SessionRecord.decode(claim.record) if claim else None
     if claim is None or record is None:
-        registry.metrics.count("sessions_refused_total", reason="unknown")
+        session.refused("sessions_refused_total", "unknown")
         return False
     session.identifiers = record.identifiers  # from here on a remote disconnect finds it
     verdict = await registry.controllers.check_restore(record.identifiers, arrival.env)
@@ -146,7 +146,7 @@ async def _resume(session: Session, arrival: Arrival, registry: Registry) -> boo
         _refuse(session, verdict, registry)
         return True
     if verdict is not None and verdict.status is Status.ERROR:
-        registry.metrics.count("sessions_refused_total", reason=verdict.reason or "identity")
+        session.refused("sessions_refused_total", verdict.reason or "identity")
         return False
     record = await registry.take_over(previous) or record
     if claim.rival:
@@ -188,7 +188,7 @@ async def _take_up(
         if session.is_closed():
             return _Fate.LEFT, None
         if reply is not None and reply.status is not Status.SUCCESS:
-            registry.metrics.count("sessions_refused_total", reason="backend")
+            session.refused("sessions_refused_total", "backend")
             session.identifiers = ""
             await registry.spend(previous)
             return _Fate.REFUSED, None
@@ -237,7 +237,7 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
     if reply.status is Status.ERROR:
         return
     if reply.status is Status.FAILURE:
-        registry.metrics.count("failed_auths_total", reason="restore")
+        session.refused("failed_auths_total", "restore")
         session.resumable = False
         session.transmit(reply.transmissions)
         session.disconnect(1000, "Auth Failed")
@@ -250,7 +250,7 @@ async def _apply_restore(session: Session, reply: RestoreReply, registry: Regist
     for identifier in reply.rejected:
         subscription = session.subscriptions.pop(identifier, None)
         if subscription is not None:
-            registry.metrics.count("subscription_rejects_total", reason="restore")
+            session.refused("subscription_rejects_total", "restore")
             session.detach(subscription)
             await leave_presence(subscription)
             session.send(codec.reject_frame(identifier))

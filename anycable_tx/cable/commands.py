@@ -53,7 +53,7 @@ async def _execute(session: Session, command: Command) -> None:
     except BrokerUnavailable:
         # Silence: official clients ask again by themselves.
         session.services.metrics.count("broker_errors_total")
-        session.services.metrics.count("failed_client_msg_total", reason="unavailable")
+        session.refused("failed_client_msg_total", "unavailable")
 
 
 class Opening(NamedTuple):
@@ -82,7 +82,7 @@ async def open_subscription(session: Session, command: Command) -> Opening:
         return Opening(Status.SUCCESS, session, command)
     services = session.services
     if 0 < services.max_subscriptions <= len(session.subscriptions):
-        services.metrics.count("subscription_rejects_total", reason="too_many_subscriptions")
+        session.refused("subscription_rejects_total", "too_many_subscriptions")
         session.send(codec.reject_frame(identifier))
         return Opening(Status.FAILURE, session, command)
     reply = await services.controllers.subscribe(session.view(), identifier)
@@ -94,11 +94,11 @@ async def open_subscription(session: Session, command: Command) -> Opening:
         return Opening(Status.ERROR, session, command)
     if reply is None or reply.status is Status.ERROR:
         # Silence: official clients ask again by themselves (RA-13).
-        services.metrics.count("failed_client_msg_total", reason="undecided")
+        session.refused("failed_client_msg_total", "undecided")
         return Opening(Status.ERROR, session, command)
     if reply.status is Status.FAILURE:
         # A refused subscription joins no stream and leaves no state (RA-3).
-        services.metrics.count("subscription_rejects_total", reason=reply.reason or "rejected")
+        session.refused("subscription_rejects_total", reply.reason or "rejected")
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
         return Opening(Status.FAILURE, session, command, reply)
@@ -190,7 +190,7 @@ def _subscribed(session: Session, command: Command) -> Subscription | None:
     """The subscription that *command* is about; a command about none is ignored, and counted."""
     subscription = session.subscriptions.get(command.identifier)
     if subscription is None:
-        session.services.metrics.count("failed_client_msg_total", reason="not_subscribed")
+        session.refused("failed_client_msg_total", "not_subscribed")
     return subscription
 
 
@@ -209,7 +209,7 @@ async def _unsubscribe(session: Session, command: Command) -> None:
     if not session.is_open():
         return
     if reply is not None and reply.status is Status.ERROR:
-        session.services.metrics.count("failed_client_msg_total", reason="undecided")
+        session.refused("failed_client_msg_total", "undecided")
     elif reply is not None:
         session.merge(reply.cstate)
         session.transmit(reply.transmissions)
@@ -225,7 +225,7 @@ async def _message(session: Session, command: Command) -> None:
     if reply is None or not session.is_open():
         return
     if reply.status is Status.ERROR:
-        session.services.metrics.count("failed_client_msg_total", reason="undecided")
+        session.refused("failed_client_msg_total", "undecided")
         return
     held = await apply_reply(subscription, reply)
     try:
@@ -272,7 +272,7 @@ async def _announce_join(subscription: Subscription, id: str, info: object) -> N
     try:
         changed = await session.services.broker.join(stream, session.sid, id, info)
     except PresenceRefused:
-        session.services.metrics.count("presence_refused_total", reason="join")
+        session.refused("presence_refused_total", "join")
         return
     subscription.joined = True
     if session.is_closed():
@@ -310,7 +310,7 @@ async def _presence(session: Session, command: Command) -> None:
     try:
         members = await session.services.broker.members(subscription.presence)
     except (PresenceRefused, BrokerUnavailable) as e:
-        session.services.metrics.count("presence_refused_total", reason=e.code)
+        session.refused("presence_refused_total", e.code)
         session.send(codec.presence_error(subscription.json))
         return
     if session.is_open():

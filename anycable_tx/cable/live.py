@@ -82,7 +82,7 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
     try:
         history = await services.history(stream, HistoryRequest(barrier.cursor))
     except HistoryRefused as e:
-        services.metrics.count("history_rejects_total", reason=e.reason)
+        session.refused("history_rejects_total", e.reason)
         cursor, here = barrier.cursor, stream.position.position
         if cursor.epoch == here.epoch and cursor.offset > here.offset:
             # The bus has not even brought what this client was sent; nothing may come twice.
@@ -92,7 +92,7 @@ async def _approach(subscription: Subscription, attachment: Attachment, barrier:
     top = history.top
     if top == barrier.cursor and here.epoch == top.epoch and here.offset > top.offset:
         # The broker is behind what it was known to have.
-        services.metrics.count("history_rejects_total", reason="unavailable")
+        session.refused("history_rejects_total", "unavailable")
         barrier.cursor = stream.position.position
         return True
     if _ahead(top, stream.position.position):
@@ -151,7 +151,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
                     history = await services.history(attachment.stream, HistoryRequest(attachment.cursor))
                 found.append((attachment, history))
     except HistoryRefused as e:
-        services.metrics.count("history_rejects_total", reason=e.reason)
+        session.refused("history_rejects_total", e.reason)
         made_up = e.reason == "future_offset"
         has = [None if made_up else await _has(attachment, ask) for attachment in attachments]
         if session.is_open():

@@ -46,6 +46,9 @@ class Services(Protocol):
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run *work* to its end, now as far as it goes; report what it raises."""
 
+    def refused(self, session: Session, counter: str, reason: str) -> None:
+        """The session's client was refused something: count it, and let the log say so (P9)."""
+
     def open_stream(self, name: str) -> Awaitable[LocalStream]:
         """The local stream, subscribed on the bus and at the broker's tail."""
 
@@ -221,6 +224,10 @@ class Session:
             for attachment in subscription.attachments:
                 if attachment.group is not None:
                     attachment.group.settle(attachment)
+
+    def refused(self, counter: str, reason: str) -> None:
+        """The client was refused something: it is counted, and the log says so (P9)."""
+        self.services.refused(self, counter, reason)
 
     def disconnect(self, code: int, text: str, reason: str = "", *, reconnect: bool = False) -> None:
         """Close the connection, after a ``disconnect`` frame if a *reason* is given.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from anycable_tx.cable import codec
 from anycable_tx.cable.session import Session
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED", "CLOSING", "CONNECTING", "LINGER", "OPEN", "ClientOutlet", "WritingSide", "label"]
 
+_log = Logger()
 #: Autobahn's states.
 CLOSED, CONNECTING, CLOSING, OPEN = 0, 1, 2, 3
 #: Seconds that the transport of a closed connection has to deliver the rest and to end.
@@ -164,6 +166,7 @@ class ClientOutlet:
         limit = self.factory.max_pending_size
         if limit and self.state == OPEN and self.session is not None and self.transport.backlog - size >= limit:
             self.factory.metrics.count("disconnected_slow_clients_total")
+            _log.debug("slow client", attrs={"context": "ws", "sid": self.session.sid})
             self.ends("too_slow")
             self.transport.drop_queue()
             self.state = CLOSING

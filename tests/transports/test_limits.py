@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.monitoring.support import logged, texts
 from tests.transports.support import (
     BASE,
     CLOSE,
@@ -182,8 +183,12 @@ def test_a_reader_that_stalls_beyond_the_limit_is_too_slow(cable, protocol):
     assert made.metrics.value("disconnected_slow_clients_total") == 0
     made.publish("chat", "one more")
     made.publish("chat", "and another")
-    made.run()
+    with logged() as events:
+        made.run()
     assert made.metrics.value("disconnected_slow_clients_total") == 1
+    assert [(text, event["attrs"]["sid"]) for text, event in zip(texts(events), events, strict=True)] == [
+        ("slow client", slow.connection.session.sid)
+    ]
     made.wait(0.5)
     messages, code, text, _ = slow.farewell()
     assert (messages.pop(), code, text) == (TOO_SLOW, 1000, "")

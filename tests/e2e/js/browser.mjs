@@ -53,6 +53,18 @@ const orders = {
   shown: () => page.locator('ol > li').allTextContents(),
 
   // Any page: where it is, what is done to its elements, what they say.
+  // From now on one message of a stream is withheld from the page and another one comes twice, by their place.
+  tamper: ({ stream, withhold, double }) =>
+    page.routeWebSocket(/cable/, socket => {
+      let place = 0
+      socket.connectToServer().onMessage(text => {
+        const { message, identifier } = JSON.parse(text)
+        if (message?.n && JSON.parse(identifier).stream_name === stream) place++
+        else return socket.send(text)
+        if (place !== withhold) socket.send(text)
+        if (place === double) socket.send(text)
+      })
+    }),
   visit: async ({ url }) => void (await page.goto(url)),
   fill: ({ selector, text }) => page.locator(selector).fill(text),
   click: ({ selector }) => page.locator(selector).click(),
@@ -61,6 +73,7 @@ const orders = {
   wait: ({ selector, text }) => page.locator(selector, { hasText: text }).first().waitFor({ timeout: 15000 }),
   async picture({ path, width, height }) {
     await page.setViewportSize({ width, height })
+    await page.evaluate(() => scrollTo(0, 0))
     await page.waitForTimeout(1500)
     await page.screenshot({ path })
   }

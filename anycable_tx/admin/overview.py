@@ -72,7 +72,7 @@ class Overview:
             "version": __version__,
             "uptime": now - self._begun,
             "pid": os.getpid(),
-            "workers": server.settings.get("workers", 1),
+            "worker": server.settings["metrics_tags"].get("worker", ""),
             "not_ready": server.not_ready(),
         }
 

@@ -72,10 +72,10 @@ def test_a_stream_is_shown_with_its_position_and_its_subscribers(cable):
 
 
 def test_the_server_is_shown_with_its_parts(cable):
-    it = cable(**ADMIN, node_id="n1")
+    it = cable(**ADMIN, node_id="n1-2", metrics_tags={"worker": "2"})
     it.wait(2)
     first = Page(it).first
-    assert first["node"]["id"] == "n1"
+    assert (first["node"]["id"], first["node"]["worker"]) == ("n1-2", "2")
     assert first["node"]["version"] == __version__
     assert first["node"]["uptime"] == pytest.approx(2)
     assert {"kind": "broker", "name": "memory", "problem": ""} in first["parts"]

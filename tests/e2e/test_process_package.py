@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_its_plugin_and_nothing_of_twisteds(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     info = f"anycable_tx-{anycable_tx.__version__}.dist-info/"
-    kinds = {".py", ".proto", ".binpb"}
+    kinds = {".py", ".proto", ".binpb", ".html"}
     paths = (ROOT / "anycable_tx").rglob("*")
     sources = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in kinds}
     assert {name for name in names if not name.startswith(info)} == {

@@ -287,7 +287,7 @@ async def _reattach(subscription: Subscription, places: dict[str, StreamRecord],
         attachment = Attachment(
             subscription,
             stream,
-            Position(cursor.epoch, place.base) if place.base >= 0 else Position("", -1),
+            Position(cursor.epoch if place.base >= 0 else stream.position.epoch, place.base),
             Barrier(cursor, restored=True, behind=place.held, exact=place.exact, doubt=place.doubt),
         )
         stream.hold(attachment)

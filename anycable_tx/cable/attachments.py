@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anycable_tx.cable.hub import LocalStream
     from anycable_tx.cable.session import Subscription
 
-__all__ = ["AWAITED", "Attachment", "Barrier"]
+__all__ = ["Attachment", "Barrier"]
 
 #: In place of the offset a subscription started after.
-UNKNOWN, AWAITED = -1, -2
+UNKNOWN = -1
 
 #: How many transient messages, and how many bytes of them, a held attachment keeps.
 MAX_WAITING = 100
@@ -97,8 +97,9 @@ class Attachment:
     """The delivery state of one stream under one identifier of one connection.
 
     ``base`` is the offset the subscription started after: a client that names no position has everything
-    before it. It is UNKNOWN when the client asked for messages from some time on and was refused, and AWAITED until
-    it is answered. ``index`` is the member's place in its group, kept by the group.
+    before it. It is UNKNOWN, or the negative of a time (Unix seconds) when the client asked for messages from then on
+    and has no answer, or was refused: that its clock went on since then does not mean that it read the refusal.
+    ``index`` is the member's place in its group, kept by the group.
     """
 
     __slots__ = ("barrier", "base", "group", "index", "stream", "subscription")
@@ -186,7 +187,7 @@ class Attachment:
             if self.base < 0 and ask.since > 0:
                 if barrier.opened_from is not None:
                     raise HistoryRefused("behind")
-                return HistoryRequest(since=ask.since)
+                return HistoryRequest(since=ask.since if self.base == UNKNOWN else min(ask.since, -self.base))
             position = self._start(barrier)
         elif barrier.doubt is not None and barrier.doubt.covers(position.offset):
             raise HistoryRefused("behind")
@@ -240,22 +241,20 @@ class Attachment:
             barrier.cursor = here
         if has is not None and has.epoch == barrier.cursor.epoch:
             barrier.cursor = max(barrier.cursor, has)
-        if self.base == AWAITED:
-            self.base = UNKNOWN
         if barrier.restored:
             # Who has what came behind the first refusal has read it.
             barrier.doubt = doubt if doubt is None or doubt.upto >= 0 else Doubt(doubt.after, barrier.cursor.offset)
         barrier.restored = barrier.behind = False
         barrier.opened_from = None
 
-    def answered(self, history: History) -> None:
-        """The answer *history* went out."""
+    def answered(self, history: History, *, own: bool) -> None:
+        """The answer *history* went out, to the subscription's *own* request or to a later one."""
         barrier = self.barrier
         assert barrier is not None
         top = history.top
         barrier.cursor = max(top, barrier.cursor) if top.epoch == barrier.cursor.epoch else top
         start = history.messages[0].offset - 1 if history.messages else top.offset
-        if self.base == AWAITED or (self.base == UNKNOWN and barrier.restored):
+        if self.base < 0 and (own or barrier.restored):
             self.base = start
         else:
             self.base = min(start, self.base)

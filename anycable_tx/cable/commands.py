@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orjson
 
 from anycable_tx.cable import codec
-from anycable_tx.cable.attachments import AWAITED, Attachment
+from anycable_tx.cable.attachments import Attachment
 from anycable_tx.cable.codec import Command
 from anycable_tx.cable.live import answer_history, go_live
 from anycable_tx.cable.messages import Publication
@@ -18,6 +18,9 @@ from anycable_tx.cable.session import Session, Subscription
 from anycable_tx.errors import BadCommand, BrokerUnavailable, PresenceRefused
 
 __all__ = ["COMMANDS", "Opening", "apply_reply", "leave_presence", "open_subscription", "receive", "settle"]
+
+#: The latest time (Unix seconds) that a record of a session can hold, as all that reads JSON.
+LATEST = 2**53
 
 
 def receive(session: Session, text: bytes) -> None:
@@ -118,12 +121,12 @@ async def settle(opening: Opening) -> None:
     ask = command.history
     if ask is not None and ask.since > 0:
         for attachment in held:
-            attachment.base = AWAITED
+            attachment.base = -min(ask.since, LATEST)
     try:
         await _act(subscription, reply)
         session.services.changed(session)
         if ask is not None and (ask.since > 0 or ask.streams is not None):
-            await answer_history(subscription, ask)
+            await answer_history(subscription, ask, own=True)
     finally:
         await go_live(subscription, held)
     if command.presence is not None:

@@ -128,8 +128,10 @@ def _release(subscription: Subscription, attachment: Attachment) -> None:
     attachment.stream.release(attachment)
 
 
-async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
+async def answer_history(subscription: Subscription, ask: HistoryAsk, *, own: bool = False) -> None:
     """Answer a client's history request for all streams of the subscription: whole, or refused (P4).
+
+    *own*: it came with the subscription itself.
 
     Live delivery waits from here on until the answer is out; the attachments are left held, at the place the
     answer reached, for ``go_live``.
@@ -169,7 +171,7 @@ async def answer_history(subscription: Subscription, ask: HistoryAsk) -> None:
     if not session.is_open():
         return
     for attachment, history in found:
-        attachment.answered(history)
+        attachment.answered(history, own=own)
     if doubted:
         services.changed(session)
     services.metrics.count("history_confirms_total")

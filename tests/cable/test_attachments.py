@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from anycable_tx.errors import BrokerUnavailable
@@ -77,6 +78,50 @@ def test_the_answer_to_a_subscriptions_own_question_says_where_it_starts():
     again = unread(client)
     again.ask(A, since=world.now + 60)
     assert again.heard() == ["welcome", 2, CONFIRM]
+
+
+@pytest.mark.statement("CP-70", "CP-104", "P3")
+@pytest.mark.parametrize("settings", [{"history_limit": 2}, {"history_ttl": 8}], ids=["trimmed", "expired"])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "after another question"])
+def test_a_refusal_that_did_not_arrive_is_told_again_however_far_the_clients_clock_went_on(settings, later):
+    world = World(**settings)
+    first = world.now
+    world.publish("a", count=5)
+    world.advance(10)
+    client = world.connect()
+    client.subscribe(A, history={"since": first})
+    assert client.heard() == ["welcome", "confirm_subscription", REJECT]
+    if later:
+        client.ask(A, since=world.now)
+        client.take()
+    again = unread(client)
+    world.advance(1)
+    again.ask(A, since=world.now)
+    assert again.heard() == ["welcome", REJECT]
+    again.cut()
+    third = again.again()
+    third.ask(A, since=world.now + 60)
+    world.publish("a")
+    assert third.heard() == ["welcome", REJECT, 6]
+    third.cut()
+    back = third.again()
+    back.catch_up(A)
+    assert back.heard() == ["welcome", CONFIRM]
+
+
+@pytest.mark.parametrize("since", [1, 2**53, 2**63, 2**70])
+def test_whatever_time_was_asked_for_can_be_kept(since):
+    world = World()
+    world.broker.failing = {"history": DOWN}
+    client = world.connect()
+    asking = b',"identifier":%b,"history":{"since":%d}}' % (orjson.dumps(A), since)
+    client.say(b'{"command":"subscribe"' + asking)
+    world.advance(4)
+    assert client.heard() == ["welcome", "confirm_subscription", REJECT]
+    world.broker.failing.clear()
+    again = unread(client)
+    again.say(b'{"command":"history"' + asking)
+    assert again.heard() == ["welcome", CONFIRM]
 
 
 # -- what a position does not prove

@@ -20,7 +20,7 @@ class Echo:
 
     __slots__ = ()
 
-    def _open(self, head: Any, token: str, *, extended: bool) -> None:
+    def _open(self, node: Any, head: Any, token: str, *, extended: bool) -> None:
         """Let everybody in, and say nothing."""
 
     def _text(self: Any, payload: bytes, *, is_text: bool) -> None:

@@ -67,8 +67,8 @@ class Node(NodeStreams):
         metrics.gauge("broadcast_streams_num", aged(self._streams_in_use, age, reactor.seconds))
         metrics.gauge("disconnect_queue_size", lambda: 0)  # until there is a backend that is told
 
-    def refused(self, session: Session, counter: str, reason: str) -> None:
-        """The session's client was refused something. What it asked for may be signed, and is not for the log."""
+    def refused(self, session: Session, counter: str, reason: str = "") -> None:
+        """The session's client does not get something. What it asked for may be signed, and is not for the log."""
         self.metrics.count(counter, reason=reason)
         attrs = {"context": "node", "counter": counter, "reason": reason, "sid": session.sid}
         self.log.debug("a client was refused something", attrs=attrs)

@@ -176,6 +176,10 @@ class NodeStreams(Background):
         elif verdict is Verdict.DROP:
             reason = "healing" if stream.position.healing else "repeated"
             self.metrics.count("dropped_bus_msg_total", reason=reason)
+            self.log.debug(
+                "a message from the bus was dropped",
+                attrs={"context": "node", "stream": stream.name, "offset": message.offset, "reason": reason},
+            )
         elif verdict is Verdict.RESET:
             self.metrics.count("stream_resets_total")
             self.log.warn("the stream has a new epoch", attrs={"context": "node", "stream": stream.name})

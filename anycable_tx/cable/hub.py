@@ -165,6 +165,5 @@ class Hub:
             session = attachment.subscription.session
             if attachment.barrier is None or not session.is_open() or session.is_excluded(message):
                 continue
-            dropped = attachment.barrier.wait(message)
-            if dropped:
-                self.metrics.count("transient_dropped_total", dropped)
+            for _ in range(attachment.barrier.wait(message)):
+                session.services.refused(session, "transient_dropped_total")

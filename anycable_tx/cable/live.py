@@ -206,7 +206,7 @@ async def open_barriers(session: Session) -> None:
         for attachment in waiting:
             assert attachment.barrier is not None
             attachment.barrier.opened_from = attachment.barrier.cursor
-            session.services.metrics.count("barriers_expired_total")
+            session.services.refused(session, "barriers_expired_total")
         if waiting:
             owed.append((subscription, waiting))
     if owed:

@@ -46,8 +46,8 @@ class Services(Protocol):
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run *work* to its end, now as far as it goes; report what it raises."""
 
-    def refused(self, session: Session, counter: str, reason: str) -> None:
-        """The session's client was refused something: count it, and let the log say so (P9)."""
+    def refused(self, session: Session, counter: str, reason: str = "") -> None:
+        """The session's client does not get something, or not now: count it, and let the log say so (P9)."""
 
     def open_stream(self, name: str) -> Awaitable[LocalStream]:
         """The local stream, subscribed on the bus and at the broker's tail."""

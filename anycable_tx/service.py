@@ -239,6 +239,8 @@ class AnyCableService(Service):
             # has put its own handlers in their place.
             self._handle_signals()
             self._reactor.callWhenRunning(self._handle_signals)
+            # Between the two the reactor's own is in force.
+            self._reactor.sigTerm = self._handler(self._interrupted)
         self._start()
 
     def _start(self) -> None:
@@ -297,7 +299,10 @@ class AnyCableService(Service):
             self._on(signal.SIGUSR1, self._log_file.rotate)
 
     def _on(self, number: int, action: Callable[[], None]) -> None:
-        signal.signal(number, lambda *_: self._reactor.callFromThread(action))
+        signal.signal(number, self._handler(action))
+
+    def _handler(self, action: Callable[[], None]) -> Callable[..., None]:
+        return lambda *_: self._reactor.callFromThread(action)
 
     def _interrupted(self) -> None:
         if self.running and not self._ending:

@@ -61,10 +61,11 @@ class _Report:
                 home = item.path  # made by a library, as hypothesis does for its state machines
             path = home.relative_to(conformance.ROOT).as_posix()
             parts = function.__qualname__.split(".")
-            names = [".".join(parts[:n]) for n in range(len(parts) + 1)]
-            if isinstance(item.parent, pytest.Class):
-                names.append(item.parent.name)
-            item.user_properties.append((_SHOWN, [(path, name) for name in names]))
+            names = [(path, ".".join(parts[:n])) for n in range(len(parts) + 1)]
+            if isinstance(item.parent, pytest.Class):  # its tests may be those of another class
+                own = item.path.relative_to(conformance.ROOT).as_posix()
+                names += [(place, item.parent.name) for place in {path, own}]
+            item.user_properties.append((_SHOWN, names))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the worst result of each name."""

@@ -34,6 +34,7 @@ NOT_RUN = {
     "ANYCABLE_SECRET=a-secret-of-at-least-32-characters python manage.py runserver": "example_apps runs it",
     "ANYCABLE_SECRET=a-secret-of-at-least-32-characters uvicorn chat.app:app": "example_apps runs it",
     "ANYCABLE_SECRET=a-secret-of-at-least-32-characters flask --app chat run": "example_apps runs it",
+    "python docs/examples/demo/demo.py": "test_demo runs it on ports of its own",
     "twistd -n anycable --broker=acme": "test_third_party installs that provider and runs it",
     "redis-cli XADD": "tests of the Redis broadcaster add the same",
 }

@@ -53,6 +53,9 @@ class Reactor(Clock):
     def stop(self) -> None:
         self.stopped += 1
 
+    def sigTerm(self, number: int, frame: Any = None) -> None:
+        raise AssertionError("twistd would raise the signal again")
+
 
 class Stub:
     """In place of the server: starts when, and as, told."""
@@ -267,6 +270,20 @@ def test_the_first_signal_stops_and_the_second_hurries(signals: dict[int, Any], 
     it.service.stopService()
     signals[second](second, None)
     assert it.reactor.stopped == 1
+    assert it.stub.calls[-1] == "hurry"
+
+
+@pytest.mark.statement("CO-39")
+def test_a_signal_that_comes_while_the_reactor_begins_to_run_is_no_other_than_a_later_one(
+    signals: dict[int, Any],
+) -> None:
+    """Then the handler of TERM is the reactor's own, and the process would end with the signal."""
+    it = World({"nodaemon": True})
+    it.start()
+    it.reactor.sigTerm(signal.SIGTERM, None)
+    assert it.reactor.stopped == 1
+    it.service.stopService()
+    it.reactor.sigTerm(signal.SIGTERM, None)
     assert it.stub.calls[-1] == "hurry"
 
 

@@ -8,6 +8,8 @@ from secrets import token_hex
 from time import time
 from typing import Any, NamedTuple
 
+import pytest
+
 from anycable_tx.brokers.nats import NatsBroker
 from anycable_tx.cable.messages import StreamMessage
 from anycable_tx.cable.rules import Rules
@@ -21,8 +23,12 @@ from anycable_tx.nats.jetstream import JetStream, Stored
 from anycable_tx.nats.names import Names
 from anycable_tx.testing.broker_conformance import SETTINGS, Bench
 from anycable_tx.testing.fakes import RecordingNode
+from anycable_tx.testing.nats_servers import KINDS
 from tests.nats.support import SETTINGS as NATS
 from tests.rpc.http_support import RealReactor
+
+#: For the tests of what all servers have to have in common; the rest is what the broker makes of it.
+on_all_servers = pytest.mark.parametrize("server", KINDS, indirect=True)
 
 
 class Skips:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,36 +11,12 @@ from anycable_tx.brokers.nats_nodes import AUDIT, LEASE
 from anycable_tx.brokers.nats_sessions import Sessions
 from anycable_tx.errors import BrokerUnavailable
 from anycable_tx.nats.api import NatsUnavailable
-from anycable_tx.testing.nats_servers import KINDS, NatsServer
-from tests.brokers.nats_support import Brokers, Made, brokers
-
-
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[NatsServer]:
-    with NatsServer(kind=getattr(request, "param", KINDS[0])) as running:
-        yield running
-
-
-@pytest.fixture
-def bench(server: NatsServer) -> Iterator[Brokers]:
-    with brokers(server.url) as made:
-        yield made
-
-
-@pytest.fixture
-def pair(bench: Brokers) -> tuple[Made, Made]:
-    """Two nodes that have known each other for a while."""
-    pair = bench.make(), bench.make()
-    bench.advance(4)
-    return pair
+from anycable_tx.testing.nats_servers import NatsServer
+from tests.brokers.nats_support import Brokers, Made, on_all_servers
 
 
 def ended(*nodes: Made) -> list[tuple[str, bytes]]:
     return [each for node in nodes for each in node.node.ended]
-
-
-#: What the servers have to have in common; the rest is what this makes of it.
-on_all_servers = pytest.mark.parametrize("server", KINDS, indirect=True)
 
 
 def sessions(made: Made) -> Sessions:
